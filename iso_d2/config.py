@@ -1,0 +1,96 @@
+"""Every configuration key that iso_d2 adds to Detectron2's, with its default."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_iso_config(cfg):
+    """Add the keys of iso_d2 to a Detectron2 config, in place.
+
+    Calling it twice is harmless: keys that exist keep their values.
+
+    Args:
+        cfg (CfgNode): a Detectron2 config, usually ``get_cfg()``.
+    """
+    _add_missing(cfg, _iso_config())
+
+
+def _add_missing(cfg, defaults):
+    for key, value in defaults.items():
+        if key not in cfg:
+            cfg[key] = value
+        elif isinstance(value, CN):
+            _add_missing(cfg[key], value)
+
+
+def _iso_config():
+    cfg = CN()
+
+    cfg.MODEL = CN()
+    cfg.MODEL.ISONET = CN()
+    # 18, 34, 50, 101, 152; with STEM "cifar" also the narrow 6n+2 nets (20, 32, 44, 56, 110)
+    cfg.MODEL.ISONET.DEPTH = 50
+    # True: R-ISONet, x + s * f(x) in every block; False: ISONet, no skip connection at all
+    cfg.MODEL.ISONET.RESIDUAL = True
+    # "imagenet": 7x7 stride 2 and max-pooling (total stride 4); "cifar": 3x3 stride 1
+    cfg.MODEL.ISONET.STEM = "imagenet"
+    # Start of the SReLU thresholds b in max(x, b)
+    cfg.MODEL.ISONET.SRELU_INIT = -1.0
+    # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
+    cfg.MODEL.ISONET.SRELU_LEARNABLE = True
+    # Start of the residual scales s
+    cfg.MODEL.ISONET.SCALE_INIT = 0.0
+    # Dropout before the linear layer; the paper takes 0.1 for ISONet, 0.4 for R-ISONet
+    cfg.MODEL.ISONET.DROPOUT = 0.0
+    # Which of stem, res2, res3, res4, res5, linear the backbone returns
+    cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
+    # Width of the linear layer when OUT_FEATURES names it
+    cfg.MODEL.ISONET.NUM_CLASSES = 1000
+    # 2: dilated res5 at stride 16 (DC5); 1: the ordinary res5 at stride 32
+    cfg.MODEL.ISONET.RES5_DILATION = 1
+
+    cfg.ISO = CN()
+    cfg.ISO.DELTA_INIT = CN()
+    # Delta-initialise the modules that INCLUDE names, when no weights were loaded.
+    # ISONet initialises itself; this is for other parts (a head, a stock ResNet).
+    cfg.ISO.DELTA_INIT.ENABLED = False
+    # Module names: dotted prefixes ("roi_heads.box_head") or fnmatch patterns ("backbone.res*")
+    cfg.ISO.DELTA_INIT.INCLUDE = ["backbone"]
+
+    cfg.ISO.ORTHO = CN()
+    # gamma, the weight of the orthogonality penalty; 0 turns it off
+    cfg.ISO.ORTHO.COEFF = 1e-4
+    # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2
+    cfg.ISO.ORTHO.MODE = "paper"
+    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: every ISONet convolution
+    # but 7x7 kernels and 3-channel inputs; in a model without ISONet, those of `backbone` but FPN's
+    cfg.ISO.ORTHO.INCLUDE = []
+    # Convolutions to leave out, same form
+    cfg.ISO.ORTHO.EXCLUDE = []
+    # Penalise every n-th step, with the coefficient times n
+    cfg.ISO.ORTHO.PERIOD = 1
+    # Every so many steps each layer's penalty goes to metrics.json and TensorBoard; 0: never
+    cfg.ISO.ORTHO.LOG_PERIOD = 100
+
+    cfg.SOLVER = CN()
+    # Weight decay of the SReLU thresholds
+    cfg.SOLVER.SRELU_WEIGHT_DECAY = 0.0
+    # Learning rate of the residual scales, as a multiple of BASE_LR
+    cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+
+    cfg.INPUT = CN()
+    # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
+    cfg.INPUT.MAPPER = "albumentations"
+    cfg.INPUT.ALBUMENTATIONS = CN()
+    # Lists of [transform name in Albumentations, keyword arguments], applied in order
+    cfg.INPUT.ALBUMENTATIONS.TRAIN = [
+        ["Resize", {"height": 512, "width": 512}],
+        ["HorizontalFlip", {"p": 0.5}],
+    ]
+    cfg.INPUT.ALBUMENTATIONS.TEST = [["Resize", {"height": 512, "width": 512}]]
+    # In training, replace an image that cannot be read by another one instead of stopping
+    cfg.INPUT.SKIP_BROKEN = False
+
+    cfg.TEST = CN()
+    # How many test images are drawn with their predictions at each evaluation; 0: none
+    cfg.TEST.VISUALIZE = 8
+    return cfg
