@@ -1,0 +1,31 @@
+"""Installs iso_d2 beside a torch and a Detectron2 that are there already; importing neither."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"$', (root / "iso_d2/__init__.py").read_text(), re.M).group(1)
+
+setup(
+    name="iso_d2",
+    version=version,
+    description="Isometric networks (no normalization layers) for detection and segmentation with Detectron2",
+    license="Apache-2.0",
+    packages=find_packages(include=["iso_d2", "iso_d2.*"]),
+    python_requires=">=3.10",
+    # Detectron2 is needed as well, but it is not on the package index: README.md says how to get it.
+    install_requires=[
+        "albumentations>=2.0",
+        "fvcore",
+        "iopath",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "pycocotools",
+        "torch>=2.4",
+        "torchvision",
+        "tqdm",
+    ],
+)

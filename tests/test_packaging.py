@@ -1,0 +1,90 @@
+"""What a newcomer and a package installer rely on."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reading_imports import imported_names
+
+ROOT = Path(__file__).resolve().parents[1]
+# Names that differ between `import` and `pip install`
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
+
+
+def install_requires():
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, ast.keyword) and node.arg == "install_requires":
+            return {re.match(r"[\w-]+", text).group() for text in ast.literal_eval(node.value)}
+
+
+def project_files():
+    """Tracked files, and new ones that are not ignored."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in listing.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_setup_imports_nothing_that_may_be_missing():
+    tops = {name.split(".")[0] for name in imported_names(ROOT / "setup.py")}
+    assert tops <= {"setuptools", *sys.stdlib_module_names}
+
+
+def test_setup_lists_what_iso_d2_imports():
+    files = [*(ROOT / "iso_d2").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    tops = {name.split(".")[0] for path in files for name in imported_names(path, "iso_d2.anywhere")}
+    imported = tops - {"iso_d2", "detectron2"} - set(sys.stdlib_module_names)
+    assert {DISTRIBUTIONS.get(name, name) for name in imported} <= install_requires()
+
+
+def test_every_requirement_is_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines += re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in pins if "==" not in line] == []
+    assert install_requires() <= {line.split("==")[0] for line in pins}
+
+
+def test_without_detectron2_the_import_says_how_to_get_it():
+    code = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "detectron2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import iso_d2
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: iso_d2 needs Detectron2")
+    assert "make setup" in last and "pip install --no-build-isolation git+https" in last
+
+
+def test_files_can_be_read_in_one_sitting():
+    lengths = {path: len(path.read_text().splitlines()) for path in project_files() if path.suffix == ".py"}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+
+
+@pytest.mark.parametrize(
+    "what, pattern",
+    [
+        # A package index is the reader's own choice
+        ("registry host", r"pypi\.org|pythonhosted\.|download\.pytorch\.org|npmjs\.|anaconda\.org"),
+        ("path on somebody's machine", r"(?<![\w.~-])/(?:home|root|tmp|work|Users)/"),
+    ],
+)
+def test_no_file_names_a(what, pattern):
+    found = []
+    for path in project_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in re.finditer(pattern, text)]
+    assert found == [], what
