@@ -12,3 +12,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 __version__ = "0.1.0"
+
+from . import data, modeling  # noqa: E402  importing them registers everything
+
+__all__ = ["data", "modeling"]

@@ -1,0 +1,119 @@
+"""Registered backbone builders: thin shells that read a Detectron2 config and build over ISONet.
+
+A config without iso_d2's keys is taken as one with their defaults, so a stock Detectron2 config needs
+no more than ``MODEL.BACKBONE.NAME``.
+"""
+
+import logging
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from ..config import add_iso_config
+from .isonet import ISONet
+
+
+def isonet_config(cfg):
+    """The node ``cfg.MODEL.ISONET``, with the defaults if the config has none."""
+    if "ISONET" not in cfg.MODEL:
+        cfg = cfg.clone()
+        cfg.defrost()
+        add_iso_config(cfg)
+    return cfg.MODEL.ISONET
+
+
+def isonet_block_args(node):
+    """The keyword arguments that every block takes from ``MODEL.ISONET``."""
+    return {
+        "srelu_init": node.SRELU_INIT,
+        "srelu_learnable": node.SRELU_LEARNABLE,
+        "scale_init": node.SCALE_INIT,
+    }
+
+
+def _build_isonet(cfg, input_shape, out_features):
+    node = isonet_config(cfg)
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at > 0 and not cfg.MODEL.WEIGHTS:
+        logging.getLogger(__name__).warning(
+            "MODEL.BACKBONE.FREEZE_AT is %d while MODEL.WEIGHTS is empty: the first layers of ISONet stay "
+            "as they were initialised. Set MODEL.BACKBONE.FREEZE_AT 0 to train from scratch.",
+            freeze_at,
+        )
+    return ISONet(
+        node.DEPTH,
+        node.RESIDUAL,
+        in_channels=input_shape.channels,
+        stem=node.STEM,
+        out_features=out_features,
+        num_classes=node.NUM_CLASSES if "linear" in out_features else None,
+        dropout=node.DROPOUT,
+        freeze_at=freeze_at,
+        res5_dilation=node.RES5_DILATION,
+        **isonet_block_args(node),
+    )
+
+
+def _build_fpn(cfg, input_shape, in_features, top_block):
+    """FPN over the stages that ``MODEL.FPN.IN_FEATURES`` names (`in_features` when it is empty)."""
+    in_features = cfg.MODEL.FPN.IN_FEATURES or in_features
+    bottom_up = _build_isonet(cfg, input_shape, in_features)
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=in_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block(in_features[-1], bottom_up.output_shape()[in_features[-1]].channels),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_backbone(cfg, input_shape: ShapeSpec):
+    """ISONet with the features of ``MODEL.ISONET.OUT_FEATURES``.
+
+    Args:
+        cfg (CfgNode): ``MODEL.ISONET`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        input_shape (ShapeSpec): its `channels` are those of the image.
+
+    Returns:
+        ISONet
+    """
+    return _build_isonet(cfg, input_shape, list(isonet_config(cfg).OUT_FEATURES))
+
+
+@BACKBONE_REGISTRY.register()
+def build_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
+    """FPN over ISONet with a max-pooled p6, as Faster and Mask R-CNN take it.
+
+    Args:
+        cfg (CfgNode): ``MODEL.ISONET`` (without OUT_FEATURES), ``MODEL.FPN`` and
+            ``MODEL.BACKBONE.FREEZE_AT`` are read; an empty ``FPN.IN_FEATURES`` means res2 to res5.
+        input_shape (ShapeSpec): its `channels` are those of the image.
+
+    Returns:
+        FPN: p2 to p6.
+    """
+    in_features = ["res2", "res3", "res4", "res5"]
+    return _build_fpn(cfg, input_shape, in_features, lambda last, channels: LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
+    """FPN over ISONet with p6 and p7 convolved from res5, as RetinaNet takes it.
+
+    Args:
+        cfg (CfgNode): as for :func:`build_isonet_fpn_backbone`; an empty ``FPN.IN_FEATURES`` means
+            res3 to res5.
+        input_shape (ShapeSpec): its `channels` are those of the image.
+
+    Returns:
+        FPN: p3 to p7.
+    """
+    return _build_fpn(
+        cfg,
+        input_shape,
+        ["res3", "res4", "res5"],
+        lambda last, channels: LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last),
+    )

@@ -1,0 +1,158 @@
+"""The stem and the blocks of ISONet and R-ISONet, as in the code of the paper's authors.
+
+Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2020
+(https://arxiv.org/abs/2006.16992).
+"""
+
+from collections import OrderedDict
+
+from detectron2.layers import CNNBlockBase
+from torch import nn
+
+from ..isometry import SharedScale, SReLU, delta_init_
+
+
+def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1):
+    """A delta-initialised convolution without bias that keeps the size at stride 1."""
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=dilation * (kernel_size - 1) // 2,
+        dilation=dilation,
+        bias=False,
+    )
+    delta_init_(conv.weight)
+    return conv
+
+
+class Stem(CNNBlockBase):
+    """The first convolution with its SReLU; the "imagenet" kind adds max-pooling.
+
+    (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)
+
+    Args:
+        in_channels (int): channels of the image.
+        out_channels (int): width.
+        kind (str): "imagenet", a 7x7 convolution of stride 2 with PyTorch's default initialisation
+            and 3x3 max-pooling of stride 2 (stride 4 in all), or "cifar", a delta-initialised 3x3
+            convolution of stride 1.
+        srelu_init (float): start of the SReLU thresholds.
+        srelu_learnable (bool): whether the thresholds are learned.
+    """
+
+    def __init__(self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True):
+        imagenet = kind == "imagenet"
+        super().__init__(in_channels, out_channels, 4 if imagenet else 1)
+        if imagenet:
+            self.conv = nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)
+            self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv = _conv(in_channels, out_channels, 3)
+            self.pool = nn.Identity()
+        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable)
+
+    def forward(self, x):
+        return self.pool(self.srelu(self.conv(x)))
+
+
+class IsoBlock(CNNBlockBase):
+    """A block of (R-)ISONet: ``srelu(f(x))``, or ``srelu(x + s * f(x))`` when residual.
+
+    (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)
+
+    The branch f is 3x3, SReLU, 3x3, or with a bottleneck 1x1, SReLU, 3x3, SReLU, 1x1; the stride
+    sits on the first 3x3. Where the shape changes, a 1x1 convolution projects x in the residual
+    form. At the start a residual block without projection is exactly ``max(x, b)``.
+
+    Args:
+        in_channels (int): width of the input.
+        out_channels (int): width of the output.
+        stride (int): stride of the block.
+        residual (bool): R-ISONet's form with a skip connection and one learnable scale s.
+        bottleneck_channels (int or None): width of the 3x3 convolution between two 1x1; None for
+            the basic block.
+        dilation (int): dilation of the 3x3 convolutions.
+        srelu_init (float): start of the SReLU thresholds b.
+        srelu_learnable (bool): whether the thresholds are learned.
+        scale_init (float): start of s.
+
+    Source: paper, Sections 3 and 4.1; report, Section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        stride,
+        residual,
+        bottleneck_channels=None,
+        dilation=1,
+        srelu_init=-1.0,
+        srelu_learnable=True,
+        scale_init=0.0,
+    ):
+        super().__init__(in_channels, out_channels, stride)
+        if bottleneck_channels is None:
+            convs = [
+                _conv(in_channels, out_channels, 3, stride, dilation),
+                _conv(out_channels, out_channels, 3, 1, dilation),
+            ]
+        else:
+            convs = [
+                _conv(in_channels, bottleneck_channels, 1),
+                _conv(bottleneck_channels, bottleneck_channels, 3, stride, dilation),
+                _conv(bottleneck_channels, out_channels, 1),
+            ]
+        branch = OrderedDict()
+        for i, conv in enumerate(convs, start=1):
+            branch[f"conv{i}"] = conv
+            if i < len(convs):
+                branch[f"srelu{i}"] = SReLU(conv.out_channels, init=srelu_init, learnable=srelu_learnable)
+        self.branch = nn.Sequential(branch)
+        self.scale = SharedScale(scale_init) if residual else None
+        projects = residual and (in_channels != out_channels or stride != 1)
+        self.shortcut = _conv(in_channels, out_channels, 1, stride) if projects else None
+        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable)
+
+    def forward(self, x):
+        out = self.branch(x)
+        if self.scale is not None:
+            shortcut = x if self.shortcut is None else self.shortcut(x)
+            out = shortcut + self.scale(out)
+        return self.srelu(out)
+
+
+def make_iso_stage(
+    num_blocks, in_channels, out_channels, first_stride, residual, bottleneck=False, dilation=1, **block_args
+):
+    """A stage: `num_blocks` blocks, of which the first changes width and size.
+
+    Args:
+        num_blocks (int): how many blocks.
+        in_channels (int): width of the input.
+        out_channels (int): width of every block's output.
+        first_stride (int): stride of the first block.
+        residual (bool): as in :class:`IsoBlock`.
+        bottleneck (bool): bottleneck blocks, a quarter of `out_channels` wide, or basic ones.
+        dilation (int): dilation of the 3x3 convolutions of every block.
+        block_args: srelu_init, srelu_learnable, scale_init of :class:`IsoBlock`.
+
+    Returns:
+        nn.Sequential: of :class:`IsoBlock`.
+    """
+    return nn.Sequential(
+        *(
+            IsoBlock(
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                first_stride if i == 0 else 1,
+                residual,
+                bottleneck_channels=out_channels // 4 if bottleneck else None,
+                dilation=dilation,
+                **block_args,
+            )
+            for i in range(num_blocks)
+        )
+    )
