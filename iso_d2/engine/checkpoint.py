@@ -1,0 +1,100 @@
+"""Loading checkpoints so that a wrong one cannot go unnoticed."""
+
+import os
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import CNNBlockBase
+from torch import nn
+
+
+class IsoCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which refuses a checkpoint that does not fit the model's backbone.
+
+    A backbone fits when at least one of its blocks, the stem aside, finds all its weights (tensors of
+    two or more dimensions) in the checkpoint, with the same names and shapes. Single tensors do not
+    count: some of ResNet-18's have the name and the shape of others in ResNet-50. In a backbone
+    without Detectron2's blocks each layer counts as one, and a model without ``backbone`` is taken as
+    a whole. What else did not match is logged in one warning.
+    """
+
+    def load(self, path, *args, **kwargs):
+        """As in :class:`DetectionCheckpointer`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be read, or does not fit the model's backbone at all.
+        """
+        if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
+            raise FileNotFoundError(
+                f"Checkpoint {os.path.abspath(path)!r} does not exist. Correct MODEL.WEIGHTS, or set it to ''"
+                " to start from scratch; when resuming, see the file last_checkpoint in OUTPUT_DIR."
+            )
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 leaves it set after an error and then refuses to load anything else.
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename):
+        try:
+            checkpoint = super()._load_file(filename)
+            if not isinstance(checkpoint["model"], dict):
+                raise TypeError(f"it holds a {type(checkpoint['model']).__name__}, not a state dict")
+        except Exception as error:
+            raise ValueError(
+                f"Checkpoint {filename!r} cannot be read: it is truncated or no checkpoint of PyTorch or "
+                f"Detectron2. Copy it again, or name another file. The cause: {error}"
+            ) from error
+        return checkpoint
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        not_loaded = {*incompatible.missing_keys, *(key for key, _, _ in incompatible.incorrect_shapes)}
+        units = _units(self.model)
+        if units and all(unit & not_loaded for unit in units):
+            raise ValueError(
+                f"Checkpoint {self._parsed_url_during_load.geturl()!r} does not fit the model's backbone: "
+                f"none of its {len(units)} blocks found all its weights by name and shape. Is it of another "
+                "depth, or of another network? If only the first part of the names is lacking, append "
+                "?matching_heuristics=True to MODEL.WEIGHTS; '' starts from scratch. "
+                + _describe(incompatible)
+            )
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible):
+        if any(incompatible):
+            self.logger.warning("The checkpoint fits the model only in part. %s", _describe(incompatible))
+
+
+def _units(model):
+    """list[set[str]]: the names of the weights of each block of the backbone, or else of each layer."""
+    backbone = getattr(model, "backbone", None)
+    prefix, root = ("backbone", backbone) if isinstance(backbone, nn.Module) else ("", model)
+    modules = dict(root.named_modules(prefix=prefix))
+    blocks = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, CNNBlockBase) and not name.endswith("stem")
+    }
+    units = (blocks or {n: m for n, m in modules.items() if not list(m.children())}).items()
+    weights = ({n for n, p in module.named_parameters(name) if p.ndim >= 2} for name, module in units)
+    return [unit for unit in weights if unit]
+
+
+def _describe(incompatible):
+    reshaped = {
+        key: f"{key} ({found} in the checkpoint, {wanted} in the model)"
+        for key, found, wanted in incompatible.incorrect_shapes
+    }
+    return " ".join(
+        [
+            _count("missing in the checkpoint", [k for k in incompatible.missing_keys if k not in reshaped]),
+            _count("of another shape", list(reshaped.values())),
+            _count("not in the model", incompatible.unexpected_keys),
+        ]
+    )
+
+
+def _count(what, keys, shown=6):
+    more = ", ..." if len(keys) > shown else ""
+    return f"{len(keys)} {what}" + (": " + ", ".join(keys[:shown]) + more if keys else "") + "."

@@ -1,0 +1,58 @@
+"""Detectron2's optimizer with the paper's settings for SReLU thresholds and residual scales."""
+
+import torch
+from detectron2.solver.build import (
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+    reduce_param_groups,
+)
+
+from ..isometry import SharedScale, SReLU
+
+
+def build_optimizer(cfg, model):
+    """SGD as Detectron2 builds it, but for the parameters that only isometric networks have.
+
+    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY; residual scales get learning rate
+    SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by name.
+
+    Args:
+        cfg (CfgNode): a config with iso_d2's keys.
+        model (nn.Module): the model.
+
+    Returns:
+        torch.optim.SGD: with gradient clipping where SOLVER.CLIP_GRADIENTS asks for it.
+
+    Source: the paper's code (weight decay 0 for thresholds, learning rate x0.1 for scales).
+    """
+    params = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    params += [
+        {"params": _trained(model, SReLU), "weight_decay": cfg.SOLVER.SRELU_WEIGHT_DECAY},
+        {"params": _trained(model, SharedScale), "lr": cfg.SOLVER.BASE_LR * cfg.SOLVER.SCALE_LR_FACTOR},
+    ]
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+    return optimizer(
+        # Of the entries for one parameter the later wins.
+        reduce_param_groups(params),
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        foreach=True,
+    )
+
+
+def _trained(model, module_type):
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, module_type)
+        for parameter in module.parameters(recurse=False)
+        if parameter.requires_grad
+    ]

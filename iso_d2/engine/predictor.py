@@ -1,0 +1,96 @@
+"""A trained model on image files, read and resized as in its evaluation."""
+
+import logging
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+
+from .checkpoint import IsoCheckpointer
+from .trainer import build_mapper
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Run a model on image files with the mapper that evaluation uses (INPUT.ALBUMENTATIONS.TEST).
+
+    Args:
+        cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
+
+    Raises:
+        ValueError: MODEL.WEIGHTS is empty, or does not fit the model.
+        FileNotFoundError: there is no such checkpoint.
+    """
+
+    def __init__(self, cfg):
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                "MODEL.WEIGHTS is empty: name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
+            )
+        self.model = build_model(cfg).eval()
+        IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.mapper = build_mapper(cfg, is_train=False)
+
+    @torch.no_grad()
+    def __call__(self, file_name):
+        """The model's output for one image.
+
+        Args:
+            file_name (str): an image file.
+
+        Returns:
+            dict: as the meta-architecture gives it (``instances``, ``sem_seg``), on the CPU where it
+            is ``instances``, at the size of the image in the file.
+
+        Raises:
+            BrokenImageError: the file cannot be read.
+        """
+        output = self.model([self.mapper({"file_name": file_name})])[0]
+        if "instances" in output:
+            output["instances"] = output["instances"].to("cpu")
+        return output
+
+
+def class_metadata(cfg):
+    """Metadata of the first of DATASETS.TEST, with class names wherever its files can be read.
+
+    Returns:
+        detectron2.data.Metadata: without ``thing_classes`` where neither registration nor files tell.
+    """
+    if not cfg.DATASETS.TEST:
+        return MetadataCatalog.get("unnamed")
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    if metadata.get("thing_classes") is None:
+        try:
+            DatasetCatalog.get(cfg.DATASETS.TEST[0])
+        except (OSError, KeyError, ValueError) as error:
+            logger.warning("No class names, numbers instead: %s", error)
+    return metadata
+
+
+def coco_predictions(predictions, metadata):
+    """Detections of some images as one COCO document.
+
+    Args:
+        predictions (list): of (file name, Instances with pred_boxes, scores, pred_classes) each.
+        metadata (Metadata): class names and, if the set has them, the ids of its json.
+
+    Returns:
+        dict: ``images``, ``annotations`` (each with ``score``; XYWH boxes in pixels; RLE masks if the
+        model gives masks) and ``categories``, as pycocotools' COCO reads it.
+    """
+    ids = {v: k for k, v in metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
+    names = dict(enumerate(metadata.get("thing_classes") or []))
+    images, annotations = [], []
+    for image_id, (file_name, instances) in enumerate(predictions, start=1):
+        height, width = instances.image_size
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for entry in instances_to_coco_json(instances, image_id):
+            names.setdefault(entry["category_id"], str(entry["category_id"]))
+            entry["category_id"] = ids.get(entry["category_id"], entry["category_id"] + 1)
+            area = entry["bbox"][2] * entry["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
+    categories = [{"id": ids.get(c, c + 1), "name": name} for c, name in sorted(names.items())]
+    return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,88 @@
+"""From command line to a config that this machine can run."""
+
+import difflib
+import logging
+import os
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_iso_config
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file="", opts=()):
+    """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
+
+    On a machine without CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision is turned off.
+
+    Args:
+        config_file (str or Path): a yaml file; "" for the defaults alone.
+        opts (sequence): keys and values in turn.
+
+    Returns:
+        CfgNode: not frozen.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        KeyError: a key that does not exist; the message names similar ones.
+    """
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
+        _merge(cfg, cfg.merge_from_file, str(config_file))
+    _merge(cfg, cfg.merge_from_list, list(opts))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No CUDA device here: running on the CPU, without mixed precision")
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.SOLVER.AMP.ENABLED = False
+    return cfg
+
+
+def setup(args):
+    """Config, output folder, loggers and seed of a command.
+
+    Args:
+        args (argparse.Namespace): of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        CfgNode: frozen.
+
+    Raises:
+        FileNotFoundError, KeyError: as in :func:`load_config`.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="iso_d2")
+    default_setup(cfg, args)
+    return cfg
+
+
+def _merge(cfg, merge, changes):
+    try:
+        merge(changes)
+    # yacs raises the one for a file's keys and the other for a list's.
+    except (KeyError, AssertionError) as error:
+        message = str(error.args[0]) if error.args else ""
+        if "Non-existent" not in message:
+            raise
+        key = message.rsplit(" ", 1)[-1]
+        near = difflib.get_close_matches(key, list(_keys(cfg)), n=3)
+        raise KeyError(
+            f"{message}. The keys of Detectron2 and of iso_d2 (add_iso_config was called) are known; "
+            + (f"similar ones: {', '.join(near)}" if near else "none is similar")
+        ) from error
+
+
+def _keys(cfg, prefix=""):
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name

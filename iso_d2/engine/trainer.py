@@ -1,0 +1,151 @@
+"""Detectron2's DefaultTrainer with iso_d2's hooks, optimizer, mappers, evaluators and checkpointer."""
+
+import logging
+import weakref
+
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..data.mappers import AlbumentationsMapper
+from ..evaluation import build_evaluator
+from .checkpoint import IsoCheckpointer
+from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
+from .optimizer import build_optimizer
+
+MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": DatasetMapper}
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Train a model as a config with iso_d2's keys says, on one or more GPUs or CPU processes.
+
+    Args:
+        cfg (CfgNode): the config; ISO.DELTA_INIT and ISO.ORTHO choose the hooks.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError: a data set of DATASETS.TRAIN or DATASETS.TEST that is
+            not registered, missing, empty or of a type without evaluator; before the first step.
+    """
+
+    def __init__(self, cfg):
+        # Not DefaultTrainer's own: it hands DDP a list of devices, which DDP refuses on the CPU.
+        TrainerBase.__init__(self)
+        for name in ("detectron2", "iso_d2"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.check_datasets(cfg)
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        _warn_of_unscaled_images(cfg, model)
+
+        on_gpu = next(model.parameters()).is_cuda
+        model = create_ddp_model(
+            model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
+        )
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = IsoCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self):
+        """Delta initialisation and orthogonality penalty, where the config asks for them, then
+        Detectron2's hooks, of which the writer must come last."""
+        iso, hooks = self.cfg.ISO, []
+        if iso.DELTA_INIT.ENABLED:
+            hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
+        if iso.ORTHO.COEFF != 0:
+            hooks.append(
+                OrthogonalityLossHook(
+                    iso.ORTHO.COEFF,
+                    mode=iso.ORTHO.MODE,
+                    include=iso.ORTHO.INCLUDE,
+                    exclude=iso.ORTHO.EXCLUDE,
+                    period=iso.ORTHO.PERIOD,
+                    log_period=iso.ORTHO.LOG_PERIOD,
+                )
+            )
+        return hooks + super().build_hooks()
+
+    def resume_or_load(self, resume=True):
+        """Go on from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
+
+        Args:
+            resume (bool): whether to look for a last checkpoint; without one MODEL.WEIGHTS is loaded.
+        """
+        resumes = resume and self.checkpointer.has_checkpoint()
+        weights = self.cfg.MODEL.WEIGHTS
+        if resume and not resumes:
+            logger.info(
+                "Nothing to resume: no checkpoint in %s. Starting from %s",
+                self.cfg.OUTPUT_DIR,
+                weights or "the initialisation",
+            )
+        super().resume_or_load(resume)
+        loaded = bool(resumes or weights)
+        for hook in self._hooks:
+            if isinstance(hook, DeltaInitHook):
+                hook.weights_loaded = loaded
+        if not loaded and self.cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            logger.warning(
+                "MODEL.BACKBONE.FREEZE_AT is %d but no weights were loaded: the first stages stay at their "
+                "initialisation for ever. From scratch it should be 0.",
+                self.cfg.MODEL.BACKBONE.FREEZE_AT,
+            )
+
+    @classmethod
+    def check_datasets(cls, cfg):
+        """Make sure that the training will not fail at its end for want of a test data set."""
+        if not cfg.DATASETS.TRAIN:
+            raise ValueError("DATASETS.TRAIN is empty: give the name of a registered data set")
+        for name in cfg.DATASETS.TEST:
+            if not DatasetCatalog.get(name):
+                raise ValueError(f"Test data set {name!r} (DATASETS.TEST) has no images")
+            cls.build_evaluator(cfg, name)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=_build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name, mapper=_build_mapper(cfg, is_train=False))
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def _build_mapper(cfg, is_train):
+    if cfg.INPUT.MAPPER not in MAPPERS:
+        raise ValueError(f"INPUT.MAPPER must be one of {', '.join(MAPPERS)}, got {cfg.INPUT.MAPPER!r}")
+    return MAPPERS[cfg.INPUT.MAPPER](cfg, is_train=is_train)
+
+
+def _warn_of_unscaled_images(cfg, model):
+    backbone = getattr(model, "backbone", model)
+    normalizes = any(isinstance(m, (*NORM_LAYERS, FrozenBatchNorm2d)) for m in backbone.modules())
+    if not normalizes and all(std == 1 for std in cfg.MODEL.PIXEL_STD):
+        logger.warning(
+            "MODEL.PIXEL_STD is 1 and the backbone has no normalization layer: it sees values up to 150. "
+            "Usual for RGB: PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]."
+        )

@@ -1,0 +1,83 @@
+"""Pictures of predictions beside the ground truth."""
+
+import logging
+import os
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+
+class VisualPredictions(DatasetEvaluator):
+    """Draws the first images of a data set: ground truth on the left, if any, predictions on the right.
+
+    It works on the models' ``instances`` and ``sem_seg`` outputs, in the main process only, and
+    measures nothing. Each evaluation overwrites the pictures of the one before.
+
+    Args:
+        dataset_name (str): a registered data set.
+        output_folder (str): for ``000_<image's name>.png``, ``001_...``; made if absent.
+        num_images (int): how many to draw.
+        score_threshold (float): instances with a lower score are not drawn.
+    """
+
+    def __init__(self, dataset_name, output_folder, num_images, score_threshold=0.5):
+        self.dataset_name = dataset_name
+        self.output_folder = output_folder
+        self.num_images = num_images
+        self.score_threshold = score_threshold
+        self.metadata = MetadataCatalog.get(dataset_name)
+
+    def reset(self):
+        self._drawn = 0
+        self._ground_truth = None
+
+    def process(self, inputs, outputs):
+        if not comm.is_main_process():
+            return
+        for image, output in zip(inputs, outputs, strict=True):
+            if self._drawn < self.num_images:
+                self._draw(image, output)
+                self._drawn += 1
+
+    def evaluate(self):
+        if comm.is_main_process():
+            logger.info("Drew %d test images with predictions to %s", self._drawn, self.output_folder)
+
+    def _draw(self, image, output):
+        file_name = image["file_name"]
+        pixels = read_image(file_name, "RGB")
+        # Without class names there is nothing to draw a semantic map with.
+        sem_seg = "sem_seg" in output and bool(self.metadata.get("stuff_classes"))
+        truth = {
+            key: value
+            for key, value in self._find_ground_truth(file_name).items()
+            if (key == "annotations" and "instances" in output) or (key == "sem_seg_file_name" and sem_seg)
+        }
+        panels = []
+        if truth:
+            panels.append(Visualizer(pixels, self.metadata).draw_dataset_dict(truth).get_image())
+        visualizer = Visualizer(pixels, self.metadata)
+        if sem_seg:
+            visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)
+        if "instances" in output:
+            instances = output["instances"].to("cpu")
+            visualizer.draw_instance_predictions(instances[instances.scores >= self.score_threshold])
+        panels.append(visualizer.output.get_image())
+
+        os.makedirs(self.output_folder, exist_ok=True)
+        stem = os.path.splitext(os.path.basename(file_name))[0]
+        path = os.path.join(self.output_folder, f"{self._drawn:03d}_{stem}.png")
+        Image.fromarray(np.concatenate(panels, axis=1)).save(path)
+
+    def _find_ground_truth(self, file_name):
+        if self._ground_truth is None:
+            records = DatasetCatalog.get(self.dataset_name)
+            self._ground_truth = {record["file_name"]: record for record in records}
+        return self._ground_truth[file_name]

@@ -1,0 +1,25 @@
+import logging
+
+import engine_toys
+import pytest
+
+
+@pytest.fixture
+def log(caplog):
+    """What iso_d2 and fvcore log; Detectron2's setup_logger takes them off the root logger."""
+    loggers = [logging.getLogger(name) for name in ("iso_d2", "fvcore")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger="iso_d2"):
+        yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def toy_data(tmp_path):
+    for name in ("toy_train", "toy_test"):
+        engine_toys.register_toy_data(tmp_path, name)
+    yield
+    for name in ("toy_train", "toy_test"):
+        engine_toys.unregister(name)

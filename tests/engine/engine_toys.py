@@ -1,0 +1,120 @@
+"""A model, images and a config small enough to train in seconds. Child processes import it, too."""
+
+import os
+
+import numpy as np
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from PIL import Image
+from torch import nn
+
+from iso_d2.config import add_iso_config
+from iso_d2.engine import Trainer
+
+HEIGHT, WIDTH = 32, 48
+BOX = [8, 8, 24, 24]
+
+
+def tiny_resnet(norm=""):
+    """Detectron2's own ResNet: a 7x7 stem, res2 without and res3 with a projection."""
+    stages = [
+        ResNet.make_stage(BasicBlock, 2, in_channels=4, out_channels=4, norm=norm),
+        ResNet.make_stage(BasicBlock, 1, in_channels=4, out_channels=8, norm=norm, stride_per_block=[2]),
+    ]
+    return ResNet(BasicStem(3, 4, norm=norm), stages, out_features=["res3"])
+
+
+class ToyModel(nn.Module):
+    """A backbone whose features, squared, are the loss; or nothing is, and the loss is a constant."""
+
+    def __init__(self, backbone, task_loss=True):
+        super().__init__()
+        self.backbone = backbone
+        self.task_loss = task_loss
+
+    def forward(self, batch):
+        if not self.training:
+            return [self.predict(x) for x in batch]
+        (features,) = self.backbone(torch.stack([x["image"].float() for x in batch]) / 255).values()
+        return {"loss_toy": features.square().mean() if self.task_loss else 0 * features.sum() + 1.0}
+
+    def predict(self, image):
+        instances = Instances((image["height"], image["width"]))
+        instances.pred_boxes = Boxes(torch.tensor([BOX], dtype=torch.float32))
+        instances.scores = torch.tensor([0.9])
+        instances.pred_classes = torch.tensor([0])
+        return {"instances": instances}
+
+
+@META_ARCH_REGISTRY.register()
+class ToyDetector(ToyModel):
+    """The toy model as a meta-architecture. In inference it always finds the true box."""
+
+    def __init__(self, cfg):
+        super().__init__(tiny_resnet())
+
+
+def toy_batches(n=2, **more):
+    """An endless loader of one constant batch."""
+    image = torch.full((3, 16, 16), 100, dtype=torch.uint8)
+    while True:
+        yield [{"image": image, **more} for _ in range(n)]
+
+
+def register_toy_data(folder, name, count=4):
+    """Write `count` images and register them under `name`, in a name space of their own."""
+    records = []
+    for i in range(count):
+        path = os.path.join(folder, f"{name}_{i}.png")
+        pixels = np.full((HEIGHT, WIDTH, 3), 40 * i, dtype=np.uint8)
+        pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
+        Image.fromarray(pixels).save(path)
+        annotation = {"bbox": BOX, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+        record = {"file_name": path, "image_id": i, "height": HEIGHT, "width": WIDTH}
+        records.append({**record, "annotations": [annotation]})
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=["square"], evaluator_type="coco")
+
+
+def unregister(name):
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def toy_config(output_dir, *opts):
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "ToyDetector"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.DATASETS.TRAIN = ("toy_train",)
+    cfg.DATASETS.TEST = ("toy_test",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MAPPER = "detectron2"
+    cfg.INPUT.MIN_SIZE_TRAIN = (HEIGHT,)
+    cfg.INPUT.MIN_SIZE_TEST = HEIGHT
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.MAX_ITER = 3
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.OUTPUT_DIR = str(output_dir)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def train_in_one_process(folder):
+    """What each process of a distributed training does; it leaves its weights in `folder`."""
+    torch.set_num_threads(1)
+    images = os.path.join(folder, f"images{comm.get_rank()}")
+    os.mkdir(images)
+    for name in ("toy_train", "toy_test"):
+        register_toy_data(images, name)
+    trainer = Trainer(toy_config(folder, "SOLVER.MAX_ITER", 2, "SEED", 1))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    torch.save(trainer.model.module.state_dict(), os.path.join(folder, f"rank{comm.get_rank()}.pth"))

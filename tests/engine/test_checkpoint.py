@@ -1,0 +1,152 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling.backbone import FPN
+from engine_toys import ToyModel, tiny_resnet
+from torch import nn
+
+from iso_d2.engine.checkpoint import IsoCheckpointer
+from iso_d2.modeling import ISONet
+
+
+def isonet(depth, **kwargs):
+    return ToyModel(ISONet(depth, residual=True, **kwargs))
+
+
+@pytest.fixture(scope="module")
+def isonet18():
+    return isonet(18).state_dict()
+
+
+def save(state, tmp_path, name="model.pth"):
+    path = tmp_path / name
+    torch.save({"model": state}, path)
+    return str(path)
+
+
+def randomize(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def test_same_model_loads_without_a_word(tmp_path, log):
+    source, target = randomize(ToyModel(tiny_resnet())), ToyModel(tiny_resnet())
+    IsoCheckpointer(target).load(save(source.state_dict(), tmp_path))
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items())
+    assert "in part" not in log.text
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth' does not exist\. Correct MODEL\.WEIGHTS"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(str(tmp_path / "absent.pth"))
+
+
+def test_no_path_loads_nothing():
+    assert IsoCheckpointer(ToyModel(tiny_resnet())).load("") == {}
+
+
+@pytest.mark.parametrize(
+    "content, name",
+    [(b"", "a.pth"), (b"no checkpoint", "a.pth"), (b"\x80\x04", "a.pkl"), (pickle.dumps([1], 2), "a.pth")],
+)
+def test_unreadable_file(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read: it is truncated or no checkpoint"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(str(tmp_path / name))
+
+
+def test_truncated_file_and_then_a_good_one(tmp_path):
+    model = ToyModel(tiny_resnet())
+    whole = save(model.state_dict(), tmp_path)
+    content = (tmp_path / "model.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
+    checkpointer = IsoCheckpointer(model)
+    with pytest.raises(ValueError, match=r"half\.pth' cannot be read"):
+        checkpointer.load(str(tmp_path / "half.pth"))
+    checkpointer.load(whole)
+
+
+def test_checkpoint_of_another_depth_is_refused(tmp_path, isonet18):
+    """R-ISONet-18's second 3x3 convolutions have name and shape of R-ISONet-50's, yet no block fits."""
+    target = isonet(50)
+    shapes = {name: value.shape for name, value in target.state_dict().items()}
+    assert sum(shapes.get(name) == value.shape for name, value in isonet18.items()) > 8
+    with pytest.raises(ValueError) as error:
+        IsoCheckpointer(target).load(save(isonet18, tmp_path))
+    message = str(error.value)
+    assert "does not fit the model's backbone: none of its 16 blocks" in message
+    missing = len(set(shapes) - set(isonet18))
+    reshaped = [n for n in isonet18 if n in shapes and shapes[n] != isonet18[n].shape]
+    assert f"{missing} missing in the checkpoint: " in message
+    assert f"{len(reshaped)} of another shape: " in message
+    assert f"{len(set(isonet18) - set(shapes))} not in the model" in message
+    first = reshaped[0]
+    sizes = f"{tuple(isonet18[first].shape)} in the checkpoint, {tuple(shapes[first])} in the model"
+    assert f"{first} ({sizes})" in message
+
+
+def test_deeper_model_takes_what_fits_and_says_what_not(tmp_path, isonet18, log):
+    target = isonet(34)
+    IsoCheckpointer(target).load(save(isonet18, tmp_path))
+    missing = len(set(target.state_dict()) - set(isonet18))
+    assert f"fits the model only in part. {missing} missing in the checkpoint: backbone.res2.2." in log.text
+    assert "0 not in the model." in log.text
+    assert len({r.getMessage() for r in log.records if r.levelname == "WARNING"}) == 1
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, isonet18):
+    with pytest.raises(ValueError, match="none of its 3 blocks"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(save(isonet18, tmp_path))
+
+
+def test_stem_alone_does_not_count(tmp_path):
+    model = ToyModel(tiny_resnet())
+    state = {name: value for name, value in model.state_dict().items() if "stem" in name}
+    with pytest.raises(ValueError, match="none of its 3 blocks"):
+        IsoCheckpointer(model).load(save(state, tmp_path))
+
+
+def test_other_head_and_new_fpn_are_fine(tmp_path, log):
+    """Weights of a classifier in a detector: the backbone matters."""
+    source, target = randomize(ToyModel(None)), ToyModel(None)
+    source.backbone, target.backbone = nn.Module(), FPN(tiny_resnet(), ["res3"], 8)
+    source.backbone.bottom_up = randomize(tiny_resnet())
+    target.head = nn.Linear(3, 3)
+    IsoCheckpointer(target).load(save(source.state_dict(), tmp_path))
+    loaded, expected = target.backbone.bottom_up.state_dict(), source.backbone.bottom_up.state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert "6 missing in the checkpoint: " in log.text
+
+
+class NoBackbone(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.down = nn.Conv2d(3, width, 3)
+        self.up = nn.Conv2d(width, 3, 3)
+
+
+def test_model_without_backbone_is_taken_as_a_whole(tmp_path, log):
+    path = save(NoBackbone(4).state_dict(), tmp_path)
+    IsoCheckpointer(NoBackbone(4)).load(path)
+    with pytest.raises(ValueError, match="none of its 2 blocks"):
+        IsoCheckpointer(NoBackbone(5)).load(path)
+
+
+def test_matching_heuristics(tmp_path):
+    """Files made elsewhere: names without `backbone.`, arrays, a mark in the file or in the path."""
+    source = randomize(tiny_resnet())
+    arrays = {name: value.numpy() for name, value in source.state_dict().items()}
+    with open(tmp_path / "elsewhere.pkl", "wb") as f:
+        pickle.dump({"model": arrays, "__author__": "somebody", "matching_heuristics": True}, f)
+    plain = save(source.state_dict(), tmp_path)
+    for path in (str(tmp_path / "elsewhere.pkl"), plain + "?matching_heuristics=True"):
+        target = ToyModel(tiny_resnet())
+        IsoCheckpointer(target).load(path)
+        for name, value in target.backbone.state_dict().items():
+            np.testing.assert_array_equal(value.numpy(), arrays[name])
+    with pytest.raises(ValueError, match=r"append \?matching_heuristics=True"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(plain)

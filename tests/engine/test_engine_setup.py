@@ -1,0 +1,65 @@
+import logging
+import os
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+from iso_d2.engine.setup import load_config, setup
+
+
+def test_file_then_pairs(tmp_path):
+    (tmp_path / "base.yaml").write_text("SOLVER: {BASE_LR: 0.5, MAX_ITER: 7}\n")
+    (tmp_path / "a.yaml").write_text(
+        "_BASE_: base.yaml\nMODEL: {ISONET: {DEPTH: 18}}\nSOLVER: {MAX_ITER: 8}\n"
+    )
+    cfg = load_config(tmp_path / "a.yaml", ["SOLVER.STEPS", "(3,)"])
+    values = (cfg.MODEL.ISONET.DEPTH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS)
+    assert values == (18, 0.5, 8, (3,))
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml' does not exist"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_unknown_key_names_similar_ones(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL: {ISONET: {DEPHT: 18}}\n")
+    similar = r"MODEL\.ISONET\.DEPHT.*add_iso_config was called.*similar ones: MODEL\.ISONET\.DEPTH"
+    with pytest.raises(KeyError, match=similar):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(KeyError, match=similar):
+        load_config(opts=["MODEL.ISONET.DEPHT", "18"])
+    with pytest.raises(KeyError, match="none is similar"):
+        load_config(opts=["ZZZ", "1"])
+
+
+def test_other_config_errors_stay_as_they_are():
+    with pytest.raises(AssertionError, match="odd length"):
+        load_config(opts=["MODEL.DEVICE"])
+    with pytest.raises(ValueError, match="Type mismatch"):
+        load_config(opts=["MODEL.ISONET.DEPTH", "deep"])
+
+
+@pytest.mark.parametrize(
+    "available, device, mixed, said", [(False, "cpu", False, True), (True, "cuda", True, False)]
+)
+def test_device(available, device, mixed, said, monkeypatch, log):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    cfg = load_config(opts=["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True"])
+    assert (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED, "running on the CPU" in log.text) == (
+        device,
+        mixed,
+        said,
+    )
+
+
+def test_setup_writes_config_and_log(tmp_path):
+    folder = str(tmp_path / "output")
+    args = default_argument_parser().parse_args(["OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu"])
+    cfg = setup(args)
+    assert cfg.is_frozen()
+    logging.getLogger("iso_d2.engine").info("a word of ours")
+    with open(os.path.join(folder, "log.txt")) as f:
+        assert "a word of ours" in f.read()
+    assert os.path.isfile(os.path.join(folder, "config.yaml"))

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.solver import build_lr_scheduler
+from torch import nn
+
+from iso_d2.config import add_iso_config
+from iso_d2.engine import build_optimizer
+from iso_d2.isometry import SharedScale, SReLU
+
+
+class Net(nn.Module):
+    """Parameters of ours, and of others that have the same names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.srelu = SReLU(4)
+        self.fixed = SReLU(4, learnable=False)
+        self.shared = SharedScale()
+        self.others = nn.Module()
+        self.others.scale = nn.Parameter(torch.ones(1))
+        self.others.threshold = nn.Parameter(torch.ones(4))
+
+
+def config(*opts):
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    cfg.merge_from_list(
+        ["SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 1e-4, "SOLVER.WEIGHT_DECAY_NORM", 1e-5]
+    )
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def settings(optimizer, model, key):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[p]: group[key] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_only_thresholds_and_scales_differ():
+    model = Net()
+    optimizer = build_optimizer(config("SOLVER.MOMENTUM", 0.8, "SOLVER.NESTEROV", True), model)
+    assert settings(optimizer, model, "weight_decay") == {
+        "conv.weight": 1e-4,
+        "conv.bias": 1e-4,
+        "norm.weight": 1e-5,
+        "norm.bias": 1e-5,
+        "srelu.threshold": 0.0,
+        "shared.scale": 1e-4,
+        "others.scale": 1e-4,
+        "others.threshold": 1e-4,
+    }
+    rates = settings(optimizer, model, "lr")
+    assert rates.pop("shared.scale") == pytest.approx(0.01)
+    assert set(rates.values()) == {0.1}
+    assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(0.8, True)}
+    assert len(optimizer.param_groups) == 4
+
+
+def test_keys_of_detectron2_and_of_iso_d2_are_heeded():
+    model = Net()
+    opts = ["SOLVER.SRELU_WEIGHT_DECAY", 0.5, "SOLVER.SCALE_LR_FACTOR", 2.0]
+    cfg = config(*opts, "SOLVER.BIAS_LR_FACTOR", 3.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.25)
+    optimizer = build_optimizer(cfg, model)
+    rates = settings(optimizer, model, "lr")
+    decays = settings(optimizer, model, "weight_decay")
+    assert rates["shared.scale"] == pytest.approx(0.2)
+    assert rates["conv.bias"] == pytest.approx(0.3)
+    assert (decays["srelu.threshold"], decays["conv.bias"]) == (0.5, 0.25)
+
+
+def test_frozen_parameters_are_left_out():
+    model = Net()
+    model.srelu.requires_grad_(False)
+    model.shared.requires_grad_(False)
+    names = settings(build_optimizer(config(), model), model, "lr")
+    assert not {"srelu.threshold", "shared.scale", "fixed.threshold"} & set(names)
+
+
+def test_the_ratio_stays_through_warmup_and_decay():
+    model = Net()
+    cfg = config(
+        "SOLVER.WARMUP_ITERS", 4, "SOLVER.WARMUP_FACTOR", 0.2, "SOLVER.STEPS", (6,), "SOLVER.MAX_ITER", 8
+    )
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    seen = []
+    for _ in range(8):
+        rates = settings(optimizer, model, "lr")
+        seen.append((rates["conv.weight"], rates["shared.scale"]))
+        optimizer.step()
+        scheduler.step()
+    # Linear from 0.2 to 1 over 4 steps, then 1, from step 6 on 0.1
+    base = [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.01, 0.01]
+    assert [rate for rate, _ in seen] == pytest.approx(base)
+    assert [rate for _, rate in seen] == pytest.approx([0.1 * rate for rate in base])
+
+
+def test_gradient_clipping():
+    model = Net()
+    cfg = config(
+        "SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5, "SOLVER.MOMENTUM", 0.0
+    )
+    optimizer = build_optimizer(cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    optimizer.step()
+    assert model.shared.scale.item() == pytest.approx(-0.01 * 0.5)

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from PIL import Image
+
+from iso_d2.config import add_iso_config
+from iso_d2.evaluation import VisualPredictions, build_evaluator
+
+HEIGHT, WIDTH = 40, 60
+NAME = "drawn_test"
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Three grey images with a square each, as box and as label map."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[10:30, 10:30] = 1
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    records = []
+    for i in range(3):
+        path = str(tmp_path / f"photo{i}.png")
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 128, np.uint8)).save(path)
+        annotation = {"bbox": [10, 10, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        size = {"height": HEIGHT, "width": WIDTH, "image_id": i}
+        truth = {"annotations": [annotation], "sem_seg_file_name": str(tmp_path / "labels.png")}
+        records.append({"file_name": path, **size, **truth})
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).set(
+        thing_classes=["square"], stuff_classes=["ground", "square"], ignore_label=255, evaluator_type="coco"
+    )
+    yield records
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def found(box, score):
+    instances = Instances((HEIGHT, WIDTH))
+    instances.pred_boxes = Boxes(torch.tensor([box], dtype=torch.float32))
+    instances.scores = torch.tensor([score])
+    instances.pred_classes = torch.tensor([0])
+    return {"instances": instances}
+
+
+def draw(folder, inputs, outputs, num_images=1, **kwargs):
+    evaluator = VisualPredictions(NAME, str(folder), num_images, **kwargs)
+    evaluator.reset()
+    for image, output in zip(inputs, outputs, strict=True):
+        evaluator.process([image], [output])
+    assert evaluator.evaluate() is None
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
+
+
+def changed(panel):
+    """Where a panel differs from the grey image, (H, W) of bool."""
+    return (abs(panel - 128) > 20).any(axis=2)
+
+
+def test_ground_truth_left_and_prediction_right(records, tmp_path):
+    (picture,) = draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)])
+    assert picture.shape == (HEIGHT, 2 * WIDTH, 3)
+    left, right = changed(picture[:, :WIDTH]), changed(picture[:, WIDTH:])
+    assert left[20, 10] and not left[20, 35:].any()  # the edge of the true box
+    assert right[25, 35] and not right[20:, :30].any()  # of the predicted one
+
+
+def test_low_scores_are_not_drawn(records, tmp_path):
+    (picture,) = draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.2)])
+    assert not changed(picture[:, WIDTH:]).any()
+    (picture,) = draw(tmp_path / "b", records[:1], [found([35, 5, 55, 35], 0.2)], score_threshold=0.1)
+    assert changed(picture[:, WIDTH:]).any()
+
+
+def test_as_many_as_asked_for(records, tmp_path):
+    outputs = [found([35, 5, 55, 35], 0.9)] * 3
+    draw(tmp_path / "a", records, outputs, num_images=2)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["000_photo0.png", "001_photo1.png"]
+
+
+def test_without_ground_truth_only_the_prediction(records, tmp_path):
+    for record in records:
+        del record["annotations"], record["sem_seg_file_name"]
+    (picture,) = draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)])
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_semantic_segmentation(records, tmp_path):
+    MetadataCatalog.get(NAME).stuff_colors = [(0, 0, 0), (255, 0, 0)]
+    logits = torch.zeros(2, HEIGHT, WIDTH)
+    logits[1, :, 40:] = 1  # class 1 in the right third, class 0 (a tie goes to the first) elsewhere
+    (picture,) = draw(tmp_path / "a", records[:1], [{"sem_seg": logits}])
+    assert picture.shape == (HEIGHT, 2 * WIDTH, 3)
+    red = picture[:, :, 0] - picture[:, :, 1] > 40
+    # Clear of the class names, which stand in the middle of each region
+    assert red[12, 14:26].all() and not red[3, :WIDTH].any()
+    assert red[3, WIDTH + 42 : WIDTH + 58].all() and not red[3, WIDTH : WIDTH + 38].any()
+
+
+def test_only_the_main_process_draws(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    assert draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)]) == []
+
+
+def config(tmp_path, visualize):
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.VISUALIZE = visualize
+    return cfg
+
+
+@pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])
+def test_evaluator_of_each_type(kind, expected, records, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
+    assert isinstance(build_evaluator(config(tmp_path, 0), NAME), expected)
+    both = build_evaluator(config(tmp_path, 4), NAME)._evaluators
+    assert [type(evaluator) for evaluator in both] == [expected, VisualPredictions]
+    assert both[1].num_images == 4
+
+
+def test_true_boxes_have_full_precision(records, tmp_path):
+    evaluator = build_evaluator(config(tmp_path, 1), NAME)
+    evaluator.reset()
+    for record in records:
+        evaluator.process([record], [found([10, 10, 30, 30], 0.9)])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    assert (tmp_path / "inference" / NAME / "coco_instances_results.json").exists()
+    assert (tmp_path / "visualizations" / NAME / "000_photo0.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["cocoa", None])
+def test_unknown_type(kind, records, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
+    message = f"'{NAME}' has evaluator_type {kind!r}, accepted are coco, lvis, pascal_voc, sem_seg"
+    with pytest.raises(ValueError, match=message):
+        build_evaluator(config(tmp_path, 0), NAME)
