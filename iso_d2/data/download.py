@@ -36,8 +36,8 @@ def obtain_images(images, folder, source=None, threads=8, timeout=30.0, attempts
         pause (float): seconds before the second try, doubled before each further one.
 
     Returns:
-        dict[str, str]: name of each image that could not be had -> why. Gives up after
-        MAX_FAILURES_IN_A_ROW images; the remaining ones are in it too.
+        dict[str, str]: name of each image that could not be had -> why. After MAX_FAILURES_IN_A_ROW it
+        gives up; the images not tried are in it too.
 
     Raises:
         ValueError: a file name is no plain name or occurs twice, or a ``coco_url`` is missing or not HTTP.
