@@ -1,0 +1,259 @@
+"""Dataset dict -> model input, with Albumentations."""
+
+import copy
+import difflib
+import logging
+import os
+import random
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version at import
+import albumentations as A
+
+logger = logging.getLogger(__name__)
+
+_FORMATS = ("RGB", "BGR", "L")
+# What predictions can be brought back from, since Detectron2 only rescales them to the original size
+_RESIZES = (A.Resize, A.LongestMaxSize, A.SmallestMaxSize, A.NoOp)
+
+
+class BrokenImageError(OSError):
+    """An image file that is missing, truncated or no image."""
+
+
+def read_image(file_name, image_format):
+    """Read an image as Detectron2 does (EXIF orientation applied), naming the file when that fails.
+
+    Args:
+        file_name (str or Path): the file.
+        image_format (str): "RGB", "BGR" or "L".
+
+    Returns:
+        ndarray: uint8, (H, W, 3), or (H, W, 1) for "L".
+
+    Raises:
+        BrokenImageError: the file cannot be read.
+    """
+    try:
+        return detection_utils.read_image(str(file_name), image_format)
+    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        raise BrokenImageError(
+            f"cannot read the image {file_name} ({type(error).__name__}: {error}). Replace it or take it "
+            "out of the data set; in training INPUT.SKIP_BROKEN True takes another image instead."
+        ) from error
+
+
+def build_transforms(entries):
+    """Make Albumentations transforms from their names.
+
+    Args:
+        entries (list): ``[name, keyword arguments]`` each, as in ``INPUT.ALBUMENTATIONS.TRAIN``.
+
+    Returns:
+        list[albumentations.BasicTransform]
+
+    Raises:
+        ValueError: no transform has that name, or it does not take these arguments.
+    """
+    return [_build_transform(entry) for entry in entries]
+
+
+def _build_transform(entry):
+    if not isinstance(entry, list | tuple) or [type(part) for part in entry] != [str, dict]:
+        raise ValueError(
+            f"an entry of INPUT.ALBUMENTATIONS must be [name, {{argument: value}}], got {entry!r}"
+        )
+    name, arguments = entry
+    transform = getattr(A, name, None)
+    if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
+        close = difflib.get_close_matches(name, [n for n in dir(A) if n[0].isupper()])
+        raise ValueError(
+            f"INPUT.ALBUMENTATIONS: Albumentations {A.__version__} has no transform named {name!r}. "
+            f"Close names: {', '.join(close) or 'none'}."
+        )
+    try:
+        transform = transform(**arguments)
+        if transform.invalid_args:  # of which Albumentations only warns
+            raise TypeError(f"it has no argument {', '.join(transform.invalid_args)}")
+        return transform
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"INPUT.ALBUMENTATIONS: {name} cannot be made with {arguments}: {error}") from error
+
+
+class AlbumentationsMapper:
+    """Read an image, apply Albumentations to it and its annotations, and give what Detectron2's models take.
+
+    Boxes that the transforms empty or push out are dropped with their labels and masks; crowds are dropped.
+    Pixels are not normalised: the models do that. Colour transforms always see RGB.
+
+    Args:
+        is_train (bool): for inference, annotations are left out.
+        augmentations (list[albumentations.BasicTransform]): applied in order. For inference they may change
+            pixel values or resize the whole image; nothing else can be undone for the predictions.
+        image_format (str): "RGB", "BGR" or "L", the channel order of the result.
+        use_instance_mask (bool): add ``gt_masks``, always as BitMasks, which Mask R-CNN takes from either
+            INPUT.MASK_FORMAT. Annotations may hold polygons or RLE.
+        skip_broken (bool): in training, return None for an image that cannot be read, for which Detectron2's
+            loader takes another one; the file is named in the log.
+    """
+
+    @configurable
+    def __init__(self, is_train, *, augmentations, image_format, use_instance_mask=False, skip_broken=False):
+        if image_format not in _FORMATS:
+            raise ValueError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)} here, got {image_format!r}")
+        if not is_train:
+            _check_test_transforms(augmentations)
+        # A box that sticks out by rounding would raise without clip.
+        boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True) if is_train else None
+        self.pipeline = A.Compose(augmentations, bbox_params=boxes)
+        self.is_train = is_train
+        self.image_format = image_format
+        self.use_instance_mask = use_instance_mask
+        self.skip_broken = skip_broken and is_train
+        self._logged = set()
+        logger.info("Albumentations in %s: %s", "training" if is_train else "inference", augmentations)
+
+    @classmethod
+    def from_config(cls, cfg, is_train=True):
+        if cfg.MODEL.KEYPOINT_ON:
+            raise ValueError(
+                "the Albumentations mapper has no keypoints: set INPUT.MAPPER detectron2 "
+                "or MODEL.KEYPOINT_ON False"
+            )
+        pipelines = cfg.INPUT.ALBUMENTATIONS
+        return {
+            "is_train": is_train,
+            "augmentations": build_transforms(pipelines.TRAIN if is_train else pipelines.TEST),
+            "image_format": cfg.INPUT.FORMAT,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "skip_broken": cfg.INPUT.SKIP_BROKEN,
+        }
+
+    def __call__(self, dataset_dict):
+        """Map one dataset dict.
+
+        Args:
+            dataset_dict (dict): Detectron2's format; it is not changed.
+
+        Returns:
+            dict or None: a copy with ``image`` (uint8, (C, H, W)); with ``sem_seg`` (int64, (H, W)) if it has
+            a ``sem_seg_file_name``; in training, if it has annotations, with ``instances`` (gt_boxes XYXY in
+            pixels, gt_classes, gt_masks). ``height`` and ``width`` are the file's. None: skipped as broken.
+
+        Raises:
+            BrokenImageError: a file cannot be read and is not to be skipped.
+            detectron2.data.detection_utils.SizeMismatchError: the image is not as large as the dict says.
+            ValueError: a segmentation is needed and missing, or it has another size than the image.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        targets = self._read(dataset_dict)
+        if targets is None:
+            return None
+        annotations = dataset_dict.pop("annotations", None)
+        if self.is_train and annotations is not None:
+            annotations = [a for a in annotations if a.get("iscrowd", 0) == 0]
+            targets["bboxes"] = _numbered_boxes(annotations)
+            if self.use_instance_mask:
+                size = targets["image"].shape[:2]
+                targets["masks"] = [_bitmask(a, size, dataset_dict["file_name"]) for a in annotations]
+
+        # Albumentations keeps a random state that worker processes inherit alike, and seeds all transforms
+        # with one number (so that two flips would agree). PyTorch's state differs by worker and follows SEED.
+        seed = int(torch.randint(2**31, ()))
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        mapped = self.pipeline(**targets)
+
+        dataset_dict["image"] = self._to_tensor(mapped["image"])
+        if "mask" in mapped:
+            dataset_dict["sem_seg"] = torch.as_tensor(mapped["mask"].astype("int64"))
+        if "bboxes" in mapped:
+            dataset_dict["instances"] = _instances(
+                mapped["image"].shape[:2], mapped["bboxes"], annotations, mapped.get("masks")
+            )
+        return dataset_dict
+
+    def _read(self, dataset_dict):
+        file_name = dataset_dict["file_name"]
+        label_file = dataset_dict.pop("sem_seg_file_name", None)
+        try:
+            image = read_image(file_name, "RGB" if self.image_format == "BGR" else self.image_format)
+            labels = None if label_file is None else read_image(label_file, "L")[:, :, 0]
+        except BrokenImageError as error:
+            if not self.skip_broken:
+                raise
+            if file_name not in self._logged:
+                logger.warning("skipped: %s", error)
+                self._logged.add(file_name)
+            return None
+        detection_utils.check_image_size(dataset_dict, image)
+        if labels is None:
+            return {"image": image}
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"{label_file} is of size {labels.shape}, its image {file_name} of {image.shape[:2]}"
+            )
+        return {"image": image, "mask": labels}
+
+    def _to_tensor(self, image):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise ValueError(
+                "INPUT.ALBUMENTATIONS must leave the image a uint8 array, since the model normalises it "
+                f"by PIXEL_MEAN and PIXEL_STD; got {type(image).__name__} of {image.dtype}. Take Normalize, "
+                "ToFloat and ToTensorV2 out."
+            )
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H, W, C) -> (C, H, W)
+
+
+def _check_test_transforms(transforms):
+    for transform in transforms:
+        if not isinstance(transform, (A.ImageOnlyTransform, *_RESIZES)):
+            raise ValueError(
+                "INPUT.ALBUMENTATIONS.TEST: predictions cannot be brought back from "
+                f"{type(transform).__name__}. It may hold {', '.join(t.__name__ for t in _RESIZES)} and "
+                "transforms of pixel values only."
+            )
+
+
+def _numbered_boxes(annotations):
+    """(N, 5) float64: x0, y0, x1, y1 and the index of the annotation, by which survivors are known."""
+    boxes = [
+        [*BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS), index]
+        for index, a in enumerate(annotations)
+    ]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 5)
+
+
+def _bitmask(annotation, size, file_name):
+    """The mask of an annotation, uint8, (H, W)."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        raise ValueError(
+            f"{file_name}: the annotation with box {annotation['bbox']} has no segmentation, which "
+            "MODEL.MASK_ON needs. Take a data set with masks, or set MODEL.MASK_ON False."
+        )
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask([np.asarray(polygon) for polygon in segmentation], *size).astype(np.uint8)
+    mask = mask_util.decode(segmentation)
+    if mask.shape != size:
+        raise ValueError(f"{file_name} is of size {size}, but the RLE mask of an annotation of {mask.shape}")
+    return mask
+
+
+def _instances(size, boxes, annotations, masks):
+    boxes = np.reshape(boxes, (-1, 5)).astype(np.float32)  # (M, 5); Albumentations gives (0, 4) for none
+    kept = boxes[:, 4].astype(int)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes[:, :4]))
+    instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
+    if masks is not None:
+        masks = np.array([masks[i] for i in kept], dtype=bool).reshape(-1, *size)
+        instances.gt_masks = BitMasks(torch.from_numpy(masks))
+    return detection_utils.filter_empty_instances(instances)

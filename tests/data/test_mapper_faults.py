@@ -1,0 +1,165 @@
+import itertools
+import logging
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import build_detection_train_loader
+from detectron2.data.detection_utils import SizeMismatchError
+from mapping import FLIP, STRETCH, config, mapper
+from PIL import Image
+
+from iso_d2.data import AlbumentationsMapper, BrokenImageError, build_transforms
+
+
+@pytest.mark.parametrize("name", ["Resise", "__version__", "Compose", "BboxParams"])
+def test_unknown_transform(name):
+    with pytest.raises(ValueError, match=f"has no transform named '{name}'. Close names: ") as error:
+        AlbumentationsMapper(config(train=[[name, {}]]), is_train=True)
+    assert name != "Resise" or "Resize" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"height": 5, "width": 5, "colour": "red"}, "it has no argument colour"),
+        ({"height": -5, "width": 5}, "height"),
+        ({"height": 5}, "width"),
+    ],
+)
+def test_arguments_that_a_transform_does_not_take(arguments, complaint):
+    with pytest.raises(
+        ValueError, match=rf"INPUT.ALBUMENTATIONS: Resize cannot be made with .*[\s\S]*{complaint}"
+    ):
+        build_transforms([["Resize", arguments]])
+
+
+@pytest.mark.parametrize("name", ["MedianBlur", "RandomRotate90", "ToGray"])
+def test_transforms_without_arguments(record, name):
+    assert mapper([name, {"p": 1.0}])(record)["image"].shape[0] == 3
+
+
+@pytest.mark.parametrize("entry", ["Resize", 5, ["Resize"], ["Resize", [5, 5]], [5, {}]])
+def test_malformed_entry(entry):
+    with pytest.raises(ValueError, match=r"must be \[name, \{argument: value\}\], got"):
+        build_transforms([entry])
+
+
+def test_inference_refuses_what_predictions_cannot_be_brought_back_from():
+    with pytest.raises(
+        ValueError, match=r"ALBUMENTATIONS.TEST: .* brought back from HorizontalFlip. It may hold Resize"
+    ):
+        AlbumentationsMapper(config(test=[FLIP]), is_train=False)
+    AlbumentationsMapper(config(test=[STRETCH, ["CLAHE", {}]]), is_train=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("Normalize", "ndarray of float32"),
+        ("ToFloat", "ndarray of float32"),
+        ("ToTensorV2", "Tensor of torch.uint8"),
+    ],
+)
+def test_normalisation_is_left_to_the_model(record, name, got):
+    with pytest.raises(ValueError, match=rf"must leave the image a uint8 array.* PIXEL_STD; got {got}. Take"):
+        mapper([name, {}])(record)
+
+
+def test_unknown_format():
+    with pytest.raises(ValueError, match=r"INPUT.FORMAT must be one of RGB, BGR, L here, got 'YUV-BT.601'"):
+        mapper(image_format="YUV-BT.601")
+
+
+def test_keypoints_are_refused():
+    cfg = config()
+    cfg.MODEL.KEYPOINT_ON = True
+    with pytest.raises(ValueError, match=r"no keypoints: set INPUT.MAPPER detectron2"):
+        AlbumentationsMapper(cfg, is_train=True)
+
+
+@pytest.mark.parametrize("value", [None, [], "missing"])
+def test_masks_wanted_but_not_in_the_data(record, value):
+    record["annotations"][0]["segmentation"] = value
+    if value == "missing":
+        del record["annotations"][0]["segmentation"]
+    with pytest.raises(
+        ValueError, match=r"image.png: the annotation with box .* has no segmentation.*MASK_ON False"
+    ):
+        mapper(STRETCH)(record)
+
+
+def test_mask_of_another_size(record):
+    record["annotations"][0]["segmentation"] = mask_util.encode(np.ones((40, 100), np.uint8, order="F"))
+    with pytest.raises(
+        ValueError, match=r"image.png is of size \(50, 100\), but the RLE mask .* of \(40, 100\)"
+    ):
+        mapper(STRETCH)(record)
+
+
+def test_labels_of_another_size(record):
+    Image.new("L", (90, 50)).save(record["sem_seg_file_name"])
+    with pytest.raises(
+        ValueError, match=r"labels.png is of size \(50, 90\), its image .*image.png of \(50, 100\)"
+    ):
+        mapper(STRETCH)(record)
+
+
+def test_image_of_another_size_than_the_annotations_say(record):
+    with pytest.raises(SizeMismatchError, match=r"image.png, got \(100, 50\), expect \(120, 50\)"):
+        mapper(STRETCH)({**record, "width": 120})
+
+
+def truncate(record):
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 100, 3)).astype(np.uint8)
+    path = record["file_name"].replace("image.png", "cut.jpg")
+    Image.fromarray(pixels).save(path)
+    with open(path, "r+b") as file:
+        file.truncate(3000)
+    return {**record, "file_name": path}
+
+
+def no_image(record):
+    path = record["file_name"].replace("image.png", "text.jpg")
+    with open(path, "w") as file:
+        file.write("no image")
+    return {**record, "file_name": path}
+
+
+def absent(record):
+    return {**record, "file_name": record["file_name"].replace("image.png", "absent.jpg")}
+
+
+@pytest.mark.parametrize("damage", [truncate, no_image, absent])
+def test_broken_image_stops_with_its_name(record, damage):
+    broken = damage(record)
+    for is_train in (True, False):
+        with pytest.raises(
+            BrokenImageError, match=r"cannot read the image .*jpg .*INPUT.SKIP_BROKEN True"
+        ) as error:
+            mapper(STRETCH, is_train=is_train)(broken)
+        assert broken["file_name"] in str(error.value)
+
+
+def test_broken_image_can_be_skipped_in_training_only(record, caplog):
+    broken = truncate(record)
+    skipping = mapper(STRETCH, skip_broken=True)
+    with caplog.at_level(logging.WARNING):
+        assert skipping(broken) is None
+        assert skipping(broken) is None
+    assert caplog.text.count(broken["file_name"]) == 1
+    with pytest.raises(BrokenImageError):
+        mapper(STRETCH, is_train=False, skip_broken=True)(broken)
+
+
+def test_training_goes_on_with_another_image(record):
+    cfg = config()
+    cfg.INPUT.SKIP_BROKEN = True
+    loader = build_detection_train_loader(
+        [{**truncate(record), "image_id": 1}, {**record, "image_id": 2}],
+        mapper=AlbumentationsMapper(cfg, is_train=True),
+        total_batch_size=1,
+        num_workers=0,
+        aspect_ratio_grouping=False,
+    )
+    assert [batch[0]["image_id"] for batch in itertools.islice(loader, 6)] == [2] * 6

@@ -1,0 +1,90 @@
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from iso_d2.data import cache_root, dataset_root
+from iso_d2.data.paths import cache_json, make_once
+
+
+def test_dataset_root_follows_the_variable_after_the_import(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert dataset_root() == tmp_path
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    assert str(dataset_root()) == "datasets"
+
+
+def test_cache_that_cannot_be_made_says_which_variable_moves_it(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match="set ISO_D2_CACHE to a writable folder"):
+        cache_root()
+
+
+def test_a_folder_is_made_once(tmp_path):
+    fills = []
+
+    def fill(folder):
+        fills.append(folder)
+        (folder / "a").write_text("1")
+
+    for _ in range(2):
+        assert make_once(tmp_path / "set", fill) == tmp_path / "set"
+    assert len(fills) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_failed_fill_leaves_nothing(tmp_path):
+    def fill(folder):
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_once(tmp_path / "set", fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fill_slowly(folder):
+    for name in "abcdef":
+        (folder / name).write_text(str(os.getpid()))
+        time.sleep(0.05)
+
+
+def test_a_killed_fill_leaves_no_folder_of_that_name(tmp_path):
+    process = multiprocessing.get_context("fork").Process(
+        target=make_once, args=(tmp_path / "set", _fill_slowly)
+    )
+    process.start()
+    while not list(tmp_path.glob("*/a")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not (tmp_path / "set").exists()
+    make_once(tmp_path / "set", _fill_slowly)
+    assert len(list((tmp_path / "set").iterdir())) == 6
+
+
+def test_two_processes_at_once_make_one_whole_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=make_once, args=(tmp_path / "set", _fill_slowly)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    while not (tmp_path / "set").exists():
+        time.sleep(0.005)
+    seen_at_once = len(list((tmp_path / "set").iterdir()))
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert seen_at_once == 6
+    assert len({path.read_text() for path in (tmp_path / "set").iterdir()}) == 1, "files of both processes"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_cached_json_depends_on_its_content(monkeypatch, tmp_path):
+    monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
+    first, again, other = cache_json("x", {"a": 1}), cache_json("x", {"a": 1}), cache_json("x", {"a": 2})
+    assert first == again != other
+    assert first.read_text() == '{"a": 1}'
+    assert len(list(tmp_path.iterdir())) == 2
