@@ -124,18 +124,23 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=_build_mapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name, mapper=_build_mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         return build_evaluator(cfg, dataset_name, output_folder)
 
 
-def _build_mapper(cfg, is_train):
+def build_mapper(cfg, is_train):
+    """The mapper of INPUT.MAPPER.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER must be one of {', '.join(MAPPERS)}, got {cfg.INPUT.MAPPER!r}")
     return MAPPERS[cfg.INPUT.MAPPER](cfg, is_train=is_train)

@@ -1,11 +1,11 @@
-"""Pictures of predictions beside the ground truth."""
+"""Pictures: predictions beside the ground truth, and what a mapper feeds the model."""
 
 import logging
 import os
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.visualizer import Visualizer
@@ -81,3 +81,30 @@ class VisualPredictions(DatasetEvaluator):
             records = DatasetCatalog.get(self.dataset_name)
             self._ground_truth = {record["file_name"]: record for record in records}
         return self._ground_truth[file_name]
+
+
+def draw_model_input(mapped, metadata, image_format):
+    """Draw one mapped dataset dict: the image as the model gets it, with its targets.
+
+    Args:
+        mapped (dict): a mapper's result: ``image`` (C, H, W), and ``instances`` or ``sem_seg`` if any.
+        metadata (Metadata): of the data set, for class names.
+        image_format (str): channel order of the image, INPUT.FORMAT.
+
+    Returns:
+        ndarray: uint8 RGB, (H, W, 3).
+    """
+    pixels = mapped["image"].permute(1, 2, 0).numpy()  # (C, H, W) -> (H, W, C)
+    visualizer = Visualizer(convert_image_to_rgb(pixels, image_format), metadata)
+    if "sem_seg" in mapped and metadata.get("stuff_classes"):
+        visualizer.draw_sem_seg(mapped["sem_seg"], alpha=0.4)
+    if "instances" in mapped:
+        fields = mapped["instances"].get_fields()
+        names = metadata.get("thing_classes")
+        visualizer.overlay_instances(
+            boxes=fields["gt_boxes"],
+            labels=[names[c] if names else str(c) for c in fields["gt_classes"].tolist()],
+            # Detectron2 draws polygons and tensors, not its own BitMasks
+            masks=getattr(fields.get("gt_masks"), "tensor", fields.get("gt_masks")),
+        )
+    return visualizer.output.get_image()

@@ -1,0 +1,82 @@
+"""Run a trained detector on images: drawn detections and one COCO json.
+
+python tools/predict.py --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
+    MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from tqdm import tqdm
+
+from iso_d2.data import BrokenImageError, read_image
+from iso_d2.engine.predictor import Predictor, class_metadata, coco_predictions
+from iso_d2.engine.setup import load_config
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the config it was trained with")
+    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="PATH", help="images or folders")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for pictures and predictions.json")
+    parser.add_argument("--threshold", type=float, default=0.5, help="scores below are not drawn (0.5)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    return parser.parse_args(argv)
+
+
+def find_images(paths):
+    """The image files among `paths` and directly in the folders among them, sorted within each folder."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            sys.exit(f"error: {path} is neither a file nor a folder")
+    if not files:
+        sys.exit(f"error: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return files
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    setup_logger(name="iso_d2")
+    setup_logger(name="fvcore")
+    files = find_images(args.input)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        predictor = Predictor(cfg)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    metadata = class_metadata(cfg)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    predictions, broken = [], []
+    for file in tqdm(files, unit="image"):
+        try:
+            instances = predictor(str(file))["instances"]
+        except BrokenImageError as error:
+            broken.append(str(error))
+            continue
+        predictions.append((str(file), instances))
+        visualizer = Visualizer(read_image(file, "RGB"), metadata)
+        drawn = visualizer.draw_instance_predictions(instances[instances.scores >= args.threshold])
+        drawn.save(str(args.output / f"{len(predictions):04d}_{file.stem}.png"))
+    document = coco_predictions(predictions, metadata)
+    (args.output / "predictions.json").write_text(json.dumps(document))
+    print(f"{len(document['annotations'])} detections on {len(predictions)} images in {args.output}")
+    if broken:
+        sys.exit("\n".join([f"error: {len(broken)} files could not be read:", *broken]))
+
+
+if __name__ == "__main__":
+    main()
