@@ -110,6 +110,14 @@ def test_stem_alone_does_not_count(tmp_path):
         IsoCheckpointer(model).load(save(state, tmp_path))
 
 
+def test_weights_count_and_scales_do_not(tmp_path, log):
+    """ISONet has all weights of R-ISONet's first block, but neither scales nor projections."""
+    plain = ToyModel(ISONet(8, residual=False, stem="cifar"))
+    IsoCheckpointer(isonet(8, stem="cifar")).load(save(plain.state_dict(), tmp_path))
+    # 3 scales and 2 projections
+    assert "5 missing in the checkpoint: " in log.text
+
+
 def test_other_head_and_new_fpn_are_fine(tmp_path, log):
     """Weights of a classifier in a detector: the backbone matters."""
     source, target = randomize(ToyModel(None)), ToyModel(None)

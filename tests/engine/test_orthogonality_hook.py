@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.utils.events import JSONWriter
 from engine_toys import ToyModel, tiny_resnet, toy_batches
 from torch import nn
@@ -174,10 +175,18 @@ def test_layers_are_written_at_the_first_penalised_step_of_each_log_period():
 
 def test_default_leaves_out_the_layers_of_an_fpn():
     model = ToyModel(None)
-    model.backbone = FPN(tiny_resnet(), ["res3"], 8)
+    model.backbone = FPN(tiny_resnet(), ["res3"], 8, top_block=LastLevelP6P7(8, 8, "res3"))
     model.head = nn.Conv2d(8, 8, 3)
     expected = [name.replace("backbone.", "backbone.bottom_up.") for name in RESNET_LAYERS]
     assert penalised(model) == expected
+
+
+def test_default_leaves_out_7x7_kernels_and_3_channel_inputs():
+    model = ToyModel(tiny_resnet())
+    model.backbone.wide = nn.Conv2d(4, 4, 7)
+    model.backbone.first = nn.Conv2d(3, 4, 3)
+    model.backbone.other = nn.Conv2d(4, 4, 5)
+    assert penalised(model) == [*RESNET_LAYERS, "backbone.other"]
 
 
 class TwoParts(ToyModel):
