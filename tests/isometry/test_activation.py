@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch import nn
+
+from iso_d2.isometry import SharedScale, SReLU
+
+
+def test_srelu_is_relu_shifted_by_the_threshold_of_each_channel():
+    srelu = SReLU(3)
+    srelu.threshold.data = torch.tensor([-1.0, 0.0, 0.5])
+    x = torch.randn(4, 3, 5, 6)
+    b = srelu.threshold.view(1, 3, 1, 1)
+    torch.testing.assert_close(srelu(x), torch.relu(x - b) + b)
+    torch.testing.assert_close(srelu(x[:, :, 0, 0]), (torch.relu(x - b) + b)[:, :, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 3), (1, 3, 2, 2, 2)])
+def test_srelu_gradient(shape):
+    srelu = SReLU(3, init=0.1).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def call(x, threshold):
+        return torch.func.functional_call(srelu, {"threshold": threshold}, x)
+
+    assert torch.autograd.gradcheck(call, (x, srelu.threshold))
+
+
+def test_srelu_gives_the_gradient_of_ties_to_the_threshold():
+    srelu = SReLU(1)
+    x = torch.tensor([[-2.0], [-1.0], [3.0]], requires_grad=True)
+    srelu(x).sum().backward()
+    assert x.grad.flatten().tolist() == [0, 0, 1]
+    assert srelu.threshold.grad.tolist() == [2]
+
+
+def test_srelu_keeps_only_its_output_for_backward():
+    saved = []
+    x = torch.randn(2, 8, 16, 16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = SReLU(8)(x)
+    assert sum(t.nbytes for t in saved) == y.nbytes + 8 * 4
+    assert y.data_ptr() in [t.data_ptr() for t in saved]
+
+
+def test_srelu_in_bfloat16_sums_its_gradient_in_float32():
+    srelu = SReLU(1)
+    x = torch.full((1, 1, 100, 100), -2.0, dtype=torch.bfloat16, requires_grad=True)
+    y = srelu(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    # bfloat16 has no 9999 to add to 10000; the nearest is 9984
+    assert srelu.threshold.grad.item() == 10000
+
+
+def test_srelu_frozen_threshold():
+    srelu = SReLU(4, init=-0.5, learnable=False)
+    x = torch.randn(2, 4, requires_grad=True)
+    srelu(x).sum().backward()
+    assert srelu.threshold.grad is None
+    torch.testing.assert_close(x.grad, (x > -0.5).float())
+    assert srelu.state_dict()["threshold"].tolist() == [-0.5] * 4
+    assert repr(srelu) == "SReLU(4, learnable=False)"
+
+
+def test_srelu_keeps_channels_last():
+    x = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    y = SReLU(4)(x)
+    y.sum().backward()
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (8,)])
+def test_srelu_names_the_shape_it_refuses(shape):
+    with pytest.raises(
+        ValueError, match=r"SReLU of 8 channels takes \(N, 8, ...\), got .*\(" + str(shape[0])
+    ):
+        SReLU(8)(torch.zeros(shape))
+
+
+def test_srelu_needs_a_channel():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        SReLU(0)
+
+
+def small_model():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), SReLU(4), SharedScale(0.5))
+
+
+def test_a_traced_model_gives_the_same():
+    model, x = small_model(), torch.randn(1, 3, 8, 8)
+    traced = torch.jit.trace(model, torch.randn(2, 3, 6, 6))
+    torch.testing.assert_close(traced(x), model(x))
+    # what an ONNX exporter could not translate
+    assert "PythonOp" not in str(traced.inlined_graph)
+
+
+def test_a_compiled_model_gives_the_same_gradient():
+    model, x = small_model(), torch.randn(2, 3, 8, 8)
+    expected = torch.autograd.grad(model(x).square().sum(), model[1].threshold)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), model[1].threshold), expected)
+
+
+def test_an_exported_model_gives_the_same():
+    model, x = small_model().eval(), torch.randn(1, 3, 8, 8)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
+def test_onnx_export(tmp_path):
+    pytest.importorskip("onnx")
+    model, x, path = small_model().eval(), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx"
+    torch.onnx.export(model, (x,), path, dynamo=False)
+    assert path.stat().st_size > 0
+
+
+def test_shared_scale_starts_at_zero_and_keeps_the_dtype():
+    scale = SharedScale()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.bfloat16)
+    assert scale.scale.shape == ()
+    assert scale(x).dtype == torch.bfloat16
+    assert not scale(x).any()
+    scale(x.float()).sum().backward()
+    torch.testing.assert_close(scale.scale.grad, x.float().sum())
