@@ -13,6 +13,6 @@ except ModuleNotFoundError as error:
 
 __version__ = "0.1.0"
 
-from . import data, modeling  # noqa: E402  importing them registers everything
+from . import data, modeling
 
 __all__ = ["data", "modeling"]

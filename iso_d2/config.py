@@ -77,6 +77,10 @@ def _iso_config():
     # Learning rate of the residual scales, as a multiple of BASE_LR
     cfg.SOLVER.SCALE_LR_FACTOR = 0.1
 
+    cfg.DATASETS = CN()
+    # Data sets of one's own in COCO's format, to be registered: [name, json file, image folder] each
+    cfg.DATASETS.COCO_FORMAT = []
+
     cfg.INPUT = CN()
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
     cfg.INPUT.MAPPER = "albumentations"

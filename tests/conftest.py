@@ -1,5 +1,6 @@
 """What every test shares: no network, a cache of its own, and the real data where there is some."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 CACHE = tempfile.mkdtemp(prefix="iso_d2-tests-")
-NEARBY_DATA = Path(__file__).resolve().parents[2] / "shared" / "datasets"
+ROOT = Path(__file__).resolve().parents[1]
+NEARBY_DATA = ROOT.parent / "shared" / "datasets"
 
 # All of this before any test imports iso_d2.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -35,3 +37,28 @@ def real_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def toy_data(tmp_path):
+    """The data sets toy_train and toy_test, as long as the test runs."""
+    import engine_toys
+
+    for name in ("toy_train", "toy_test"):
+        engine_toys.register_toy_data(tmp_path, name)
+    yield
+    for name in ("toy_train", "toy_test"):
+        engine_toys.unregister(name)
+
+
+@pytest.fixture
+def load_tool():
+    """Function that imports a file of tools/, which is no package."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

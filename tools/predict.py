@@ -24,9 +24,11 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the config it was trained with")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="PATH", help="images or folders")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="for pictures and predictions.json")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the one of the training")
+    parser.add_argument(
+        "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--threshold", type=float, default=0.5, help="scores below are not drawn (0.5)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
     return parser.parse_args(argv)

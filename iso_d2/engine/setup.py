@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
+from ..data import register_coco_json
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 def load_config(config_file="", opts=()):
     """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
 
-    On a machine without CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision is turned off.
+    The data sets of DATASETS.COCO_FORMAT are registered. On a machine without CUDA, MODEL.DEVICE "cuda"
+    becomes "cpu" and mixed precision is turned off.
 
     Args:
         config_file (str or Path): a yaml file; "" for the defaults alone.
@@ -30,6 +32,7 @@ def load_config(config_file="", opts=()):
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist; the message names similar ones.
+        ValueError: an entry of DATASETS.COCO_FORMAT that is not three strings.
     """
     cfg = get_cfg()
     add_iso_config(cfg)
@@ -42,6 +45,12 @@ def load_config(config_file="", opts=()):
         logger.warning("No CUDA device here: running on the CPU, without mixed precision")
         cfg.MODEL.DEVICE = "cpu"
         cfg.SOLVER.AMP.ENABLED = False
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != [str] * 3:
+            raise ValueError(
+                f"An entry of DATASETS.COCO_FORMAT must be [name, json file, image folder], got {entry!r}"
+            )
+        register_coco_json(*entry)
     return cfg
 
 

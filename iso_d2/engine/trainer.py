@@ -6,6 +6,7 @@ import weakref
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
@@ -20,6 +21,8 @@ from .checkpoint import IsoCheckpointer
 from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
 from .optimizer import build_optimizer
 
+# Where a meta-architecture's config says how many classes of objects it tells apart
+NUM_CLASSES_KEYS = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET", "PanopticFPN": "ROI_HEADS"}
 MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": DatasetMapper}
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        for name in cfg.DATASETS.TRAIN:
+            _check_num_classes(cfg, name)
         _warn_of_unscaled_images(cfg, model)
 
         on_gpu = next(model.parameters()).is_cuda
@@ -101,12 +106,6 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if isinstance(hook, DeltaInitHook):
                 hook.weights_loaded = loaded
-        if not loaded and self.cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-            logger.warning(
-                "MODEL.BACKBONE.FREEZE_AT is %d but no weights were loaded: the first stages stay at their "
-                "initialisation for ever. From scratch it should be 0.",
-                self.cfg.MODEL.BACKBONE.FREEZE_AT,
-            )
 
     @classmethod
     def check_datasets(cls, cfg):
@@ -117,6 +116,7 @@ class Trainer(DefaultTrainer):
             if not DatasetCatalog.get(name):
                 raise ValueError(f"Test data set {name!r} (DATASETS.TEST) has no images")
             cls.build_evaluator(cfg, name)
+            _check_num_classes(cfg, name)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -144,6 +144,17 @@ def build_mapper(cfg, is_train):
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER must be one of {', '.join(MAPPERS)}, got {cfg.INPUT.MAPPER!r}")
     return MAPPERS[cfg.INPUT.MAPPER](cfg, is_train=is_train)
+
+
+def _check_num_classes(cfg, dataset_name):
+    """A label beyond the model's classes would be an index out of range in the middle of the training."""
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if key and classes and len(classes) > cfg.MODEL[key].NUM_CLASSES:
+        raise ValueError(
+            f"Data set {dataset_name!r} has {len(classes)} classes ({', '.join(classes[:5])}, ...), "
+            f"the model {cfg.MODEL[key].NUM_CLASSES}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
+        )
 
 
 def _warn_of_unscaled_images(cfg, model):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
-from iso_d2.engine.setup import load_config
 from torch import nn
 
 from iso_d2.engine import Trainer
+from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale
 
 CONFIGS = Path(__file__).parents[2] / "configs"

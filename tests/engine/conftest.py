@@ -1,6 +1,5 @@
 import logging
 
-import engine_toys
 import pytest
 
 
@@ -14,12 +13,3 @@ def log(caplog):
         yield caplog
     for logger in loggers:
         logger.removeHandler(caplog.handler)
-
-
-@pytest.fixture
-def toy_data(tmp_path):
-    for name in ("toy_train", "toy_test"):
-        engine_toys.register_toy_data(tmp_path, name)
-    yield
-    for name in ("toy_train", "toy_test"):
-        engine_toys.unregister(name)

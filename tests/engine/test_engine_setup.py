@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
 from iso_d2.engine.setup import load_config, setup
@@ -63,3 +64,12 @@ def test_setup_writes_config_and_log(tmp_path):
     with open(os.path.join(folder, "log.txt")) as f:
         assert "a word of ours" in f.read()
     assert os.path.isfile(os.path.join(folder, "config.yaml"))
+
+
+def test_own_coco_format_data_sets_are_registered():
+    cfg = load_config(opts=["DATASETS.COCO_FORMAT", "[['my_train', 'a.json', 'images']]"])
+    assert cfg.DATASETS.COCO_FORMAT == [["my_train", "a.json", "images"]]
+    with pytest.raises(FileNotFoundError, match=r"a\.json does not exist.*'my_train' was registered"):
+        DatasetCatalog.get("my_train")
+    with pytest.raises(ValueError, match=r"must be \[name, json file, image folder\], got \['my_train'\]"):
+        load_config(opts=["DATASETS.COCO_FORMAT", "[['my_train']]"])

@@ -120,15 +120,13 @@ def test_delta_init_only_without_weights(tmp_path):
     assert same(before, weights(loaded))
 
 
-def test_warnings_for_training_from_scratch(tmp_path, log):
-    cfg = toy_config(tmp_path, "MODEL.BACKBONE.FREEZE_AT", 2)
-    Trainer(cfg).resume_or_load(resume=False)
-    assert "MODEL.BACKBONE.FREEZE_AT is 2 but no weights were loaded" in log.text
+def test_warning_of_unscaled_images(tmp_path, log):
+    Trainer(toy_config(tmp_path))
     assert "MODEL.PIXEL_STD is 1 and the backbone has no normalization layer" in log.text
     log.clear()
     std = ["MODEL.PIXEL_STD", [58.4, 57.1, 57.4]]
-    Trainer(toy_config(tmp_path, *std)).resume_or_load(resume=False)
-    assert "FREEZE_AT" not in log.text and "PIXEL_STD" not in log.text
+    Trainer(toy_config(tmp_path, *std))
+    assert "PIXEL_STD" not in log.text
 
 
 def test_unusable_data_sets_stop_before_the_model_is_built(tmp_path, monkeypatch):
@@ -143,6 +141,12 @@ def test_unusable_data_sets_stop_before_the_model_is_built(tmp_path, monkeypatch
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
     with pytest.raises(ValueError, match=r"'toy_test' \(DATASETS\.TEST\) has no images"):
         Trainer(toy_config(tmp_path))
+
+
+def test_more_classes_than_the_model_has(tmp_path):
+    cfg = toy_config(tmp_path, "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 0)
+    with pytest.raises(ValueError, match=r"'toy_test' has 1 classes .* set MODEL\.RETINANET\.NUM_CLASSES 1"):
+        Trainer.check_datasets(cfg)
 
 
 def test_mappers(tmp_path):

@@ -1,9 +1,7 @@
 """The command that makes the person/bicycle/car subset, up to reading it as a data set."""
 
-import importlib.util
 import io
 import json
-from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -11,15 +9,10 @@ from PIL import Image
 
 import iso_d2  # noqa: F401  registers the data sets
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_coco_subset.py"
-
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("make_coco_subset", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("make_coco_subset")
 
 
 @pytest.fixture

@@ -1,33 +1,21 @@
-import importlib.util
 import sys
-from pathlib import Path
 
+import engine_toys
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "engine"))
-import engine_toys  # noqa: E402
+
+@pytest.fixture
+def train_net(load_tool):
+    return load_tool("train_net")
 
 
 @pytest.fixture
-def train_net():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config_file(tmp_path):
-    for name in ("toy_train", "toy_test"):
-        engine_toys.register_toy_data(tmp_path, name)
+def config_file(toy_data, tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text(engine_toys.toy_config(tmp_path / "output").dump())
-    yield path
-    for name in ("toy_train", "toy_test"):
-        engine_toys.unregister(name)
+    return path
 
 
 def parse(config_file, *arguments):
