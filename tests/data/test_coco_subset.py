@@ -14,11 +14,14 @@ CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("person", "bicyc
 
 
 def write_list(root, split, ids, boxes=None, categories=CATEGORIES):
-    """Write one list of the subset; every image has one box of 30 pixels, or those of ``boxes[id]``."""
+    """Write one list of the subset; every image has one box of 30 pixels, or those of ``boxes[id]``.
+
+    The boxes of an image are of the classes 1, 2, ... in turn; one with a fifth entry is a crowd.
+    """
     annotations = [
-        {"image_id": i, "category_id": 1, "bbox": box[:4], "area": box[2] * box[3], "iscrowd": len(box) - 4}
+        {"image_id": i, "category_id": c, "bbox": box[:4], "area": box[2] * box[3], "iscrowd": len(box) - 4}
         for i in ids
-        for box in (boxes or {}).get(i, [[5, 5, 30, 30]])
+        for c, box in enumerate((boxes or {}).get(i, [[5, 5, 30, 30]]), start=1)
     ]
     content = {
         "info": {},
@@ -66,17 +69,11 @@ def test_perfect_predictions_on_the_real_test_images(real_data):
 def test_eight_real_images_are_evaluated_alone(real_data):
     real_data("coco", "val2017")
     dicts = DatasetCatalog.get("coco_pbc_train8")
-    # By hand from the list: 724 has a box 8 pixels high, 5001, 7511 and 12120 hold crowds.
-    assert [record["image_id"] for record in dicts] == [
-        15597,
-        21903,
-        27768,
-        33638,
-        47571,
-        50943,
-        55002,
-        64084,
-    ]
+    # Counted from the list by itself: 16 persons, 4 bicycles and 7 cars.
+    ids = [15597, 27768, 68093, 72852, 76547, 151962, 157365, 210299]
+    assert [record["image_id"] for record in dicts] == ids
+    classes = [a["category_id"] for record in dicts for a in record["annotations"]]
+    assert [classes.count(c) for c in range(3)] == [16, 4, 7]
     assert average_precision("coco_pbc_train8", dicts)["bbox"] == pytest.approx(100)
 
 
@@ -102,11 +99,13 @@ def test_training_takes_the_short_list_else(root, caplog):
     assert MetadataCatalog.get("coco_pbc_train").json_file.endswith("train120.json")
 
 
-def test_eight_have_boxes_and_neither_crowds_nor_small_boxes(root):
-    boxes = {1: [[5, 5, 30, 19]], 3: [[5, 5, 30, 30, "crowd"]], 4: [[5, 5, 20, 20]], 6: []}
+def test_eight_have_two_classes_and_neither_crowds_nor_small_boxes(root):
+    good = [[5, 5, 30, 30], [50, 5, 30, 30]]
+    boxes = {i: good for i in range(14)}
+    boxes |= {0: good[:1], 1: [*good, [5, 5, 30, 19]], 3: [*good, [5, 5, 30, 30, "crowd"]], 6: []}
     write_list(root, "train120", range(14), boxes)
     write_images(root, range(14))
-    assert image_ids("coco_pbc_train8") == [0, 2, 4, 5, 7, 8, 9, 10]
+    assert image_ids("coco_pbc_train8") == [2, 4, 5, 7, 8, 9, 10, 11]
     evaluated = json.loads(Path(MetadataCatalog.get("coco_pbc_train8").json_file).read_text())
     assert len(evaluated["images"]) == 8
 
