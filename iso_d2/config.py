@@ -39,14 +39,18 @@ def _iso_config():
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
     # Start of the residual scales s
     cfg.MODEL.ISONET.SCALE_INIT = 0.0
-    # Dropout before the linear layer; the paper takes 0.1 for ISONet, 0.4 for R-ISONet
-    cfg.MODEL.ISONET.DROPOUT = 0.0
     # Which of stem, res2, res3, res4, res5, linear the backbone returns
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
-    # Width of the linear layer when OUT_FEATURES names it
-    cfg.MODEL.ISONET.NUM_CLASSES = 1000
     # 2: dilated res5 at stride 16 (DC5); 1: the ordinary res5 at stride 32
     cfg.MODEL.ISONET.RES5_DILATION = 1
+
+    cfg.MODEL.CLASSIFIER = CN()
+    # Classes of ImageClassifier, and width of ISONet's own linear layer when OUT_FEATURES names it
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
+    # Dropout before either linear layer; the paper takes 0.1 for ISONet, 0.4 for R-ISONet
+    cfg.MODEL.CLASSIFIER.DROPOUT = 0.0
+    # Cross entropy against (1 - this) times the true class plus this spread evenly over all
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
     cfg.ISO = CN()
     cfg.ISO.DELTA_INIT = CN()
@@ -76,10 +80,19 @@ def _iso_config():
     cfg.SOLVER.SRELU_WEIGHT_DECAY = 0.0
     # Learning rate of the residual scales, as a multiple of BASE_LR
     cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+    # Length of the training in passes over DATASETS.TRAIN; above 0 it takes the place of MAX_ITER, and
+    # the next two and TEST.EVAL_EPOCHS those of STEPS, WARMUP_ITERS and TEST.EVAL_PERIOD
+    cfg.SOLVER.EPOCHS = 0
+    # Epochs at which the learning rate falls
+    cfg.SOLVER.EPOCH_STEPS = ()
+    # Epochs of warm-up
+    cfg.SOLVER.WARMUP_EPOCHS = 0
 
     cfg.DATASETS = CN()
     # Data sets of one's own in COCO's format, to be registered: [name, json file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
+    # Folders of labelled images with one folder a class, to be registered: [name, folder] each
+    cfg.DATASETS.IMAGE_FOLDERS = []
 
     cfg.INPUT = CN()
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
@@ -93,8 +106,20 @@ def _iso_config():
     cfg.INPUT.ALBUMENTATIONS.TEST = [["Resize", {"height": 512, "width": 512}]]
     # In training, replace an image that cannot be read by another one instead of stopping
     cfg.INPUT.SKIP_BROKEN = False
+    cfg.INPUT.CLASSIFICATION = CN()
+    # Keep data sets that consist of arrays (CIFAR, shapes_cls) on MODEL.DEVICE and augment whole batches
+    # there, as the next two keys say; False: one image at a time through MAPPER, like all others
+    cfg.INPUT.CLASSIFICATION.IN_MEMORY = True
+    # Mirror images at random in training
+    cfg.INPUT.CLASSIFICATION.FLIP = True
+    # In training, pad by so many black pixels and crop to the old size at random (CIFAR: 4); 0: do not
+    cfg.INPUT.CLASSIFICATION.CROP_PADDING = 0
+    # Images a batch in evaluation, in each process; in memory or not
+    cfg.INPUT.CLASSIFICATION.TEST_BATCH = 512
 
     cfg.TEST = CN()
     # How many test images are drawn with their predictions at each evaluation; 0: none
     cfg.TEST.VISUALIZE = 8
+    # With SOLVER.EPOCHS: evaluate after every so many epochs; 0: at the end only
+    cfg.TEST.EVAL_EPOCHS = 0
     return cfg

@@ -1,7 +1,8 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
-from . import backbones, roi_heads
+from . import backbones, cifar_resnet, classifier, roi_heads
 from .blocks import IsoBlock
+from .classifier import ImageClassifier
 from .isonet import ISONet
 
-__all__ = ["ISONet", "IsoBlock", "backbones", "roi_heads"]
+__all__ = ["ISONet", "ImageClassifier", "IsoBlock", "backbones", "cifar_resnet", "classifier", "roi_heads"]

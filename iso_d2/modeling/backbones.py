@@ -14,13 +14,18 @@ from ..config import add_iso_config
 from .isonet import ISONet
 
 
-def isonet_config(cfg):
-    """The node ``cfg.MODEL.ISONET``, with the defaults if the config has none."""
+def with_iso_config(cfg):
+    """The config itself, or a copy with iso_d2's defaults if it has none of its keys."""
     if "ISONET" not in cfg.MODEL:
         cfg = cfg.clone()
         cfg.defrost()
         add_iso_config(cfg)
-    return cfg.MODEL.ISONET
+    return cfg
+
+
+def isonet_config(cfg):
+    """The node ``cfg.MODEL.ISONET``, with the defaults if the config has none."""
+    return with_iso_config(cfg).MODEL.ISONET
 
 
 def isonet_block_args(node):
@@ -33,7 +38,8 @@ def isonet_block_args(node):
 
 
 def _build_isonet(cfg, input_shape, out_features):
-    node = isonet_config(cfg)
+    cfg = with_iso_config(cfg)
+    node, classifier = cfg.MODEL.ISONET, cfg.MODEL.CLASSIFIER
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     if freeze_at > 0 and not cfg.MODEL.WEIGHTS:
         logging.getLogger(__name__).warning(
@@ -47,8 +53,8 @@ def _build_isonet(cfg, input_shape, out_features):
         in_channels=input_shape.channels,
         stem=node.STEM,
         out_features=out_features,
-        num_classes=node.NUM_CLASSES if "linear" in out_features else None,
-        dropout=node.DROPOUT,
+        num_classes=classifier.NUM_CLASSES if "linear" in out_features else None,
+        dropout=classifier.DROPOUT,
         freeze_at=freeze_at,
         res5_dilation=node.RES5_DILATION,
         **isonet_block_args(node),
@@ -74,7 +80,8 @@ def build_isonet_backbone(cfg, input_shape: ShapeSpec):
     """ISONet with the features of ``MODEL.ISONET.OUT_FEATURES``.
 
     Args:
-        cfg (CfgNode): ``MODEL.ISONET`` and ``MODEL.BACKBONE.FREEZE_AT`` are read.
+        cfg (CfgNode): ``MODEL.ISONET`` and ``MODEL.BACKBONE.FREEZE_AT`` are read, and for the feature
+            "linear" ``MODEL.CLASSIFIER``.
         input_shape (ShapeSpec): its `channels` are those of the image.
 
     Returns:

@@ -58,7 +58,9 @@ def test_another_project_needs_the_import_and_the_name_only(tmp_path):
     ("features", "channels"), [(["res4"], [256]), (["res5"], [512]), (["stem", "linear"], [64, 7])]
 )
 def test_backbone_has_the_configured_features(features, channels):
-    backbone = build(make_cfg(OUT_FEATURES=features, NUM_CLASSES=7), "build_isonet_backbone")
+    cfg = make_cfg(OUT_FEATURES=features)
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 7
+    backbone = build(cfg, "build_isonet_backbone")
     assert [s.channels for s in backbone.output_shape().values()] == channels
     assert list(backbone(torch.randn(1, 3, 64, 64))) == features
 
