@@ -1,6 +1,7 @@
 """Evaluators by type of data set, and drawings of what a model predicts."""
 
 from .build import build_evaluator
+from .classification import ClassificationEvaluator
 from .visualization import VisualPredictions, draw_model_input
 
-__all__ = ["VisualPredictions", "build_evaluator", "draw_model_input"]
+__all__ = ["ClassificationEvaluator", "VisualPredictions", "build_evaluator", "draw_model_input"]

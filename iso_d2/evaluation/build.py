@@ -11,10 +11,12 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from .classification import ClassificationEvaluator
 from .visualization import VisualPredictions
 
 # evaluator_type in a data set's metadata -> evaluator of (data set name, output folder)
 EVALUATORS = {
+    "classification": ClassificationEvaluator,
     "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
     "lvis": lambda name, folder: LVISEvaluator(name, output_dir=folder),
     "pascal_voc": lambda name, folder: PascalVOCDetectionEvaluator(name),
@@ -45,7 +47,8 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
         )
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     evaluator = EVALUATORS[evaluator_type](dataset_name, folder)
-    if cfg.TEST.VISUALIZE == 0:
+    # A classifier's picture is its confusion matrix.
+    if cfg.TEST.VISUALIZE == 0 or evaluator_type == "classification":
         return evaluator
     pictures = os.path.join(cfg.OUTPUT_DIR, "visualizations", dataset_name)
     return DatasetEvaluators([evaluator, VisualPredictions(dataset_name, pictures, cfg.TEST.VISUALIZE)])

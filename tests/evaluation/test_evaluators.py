@@ -136,6 +136,8 @@ def test_true_boxes_have_full_precision(records, tmp_path):
 @pytest.mark.parametrize("kind", ["cocoa", None])
 def test_unknown_type(kind, records, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
-    message = f"'{NAME}' has evaluator_type {kind!r}, accepted are coco, lvis, pascal_voc, sem_seg"
+    message = (
+        f"'{NAME}' has evaluator_type {kind!r}, accepted are classification, coco, lvis, pascal_voc, sem_seg"
+    )
     with pytest.raises(ValueError, match=message):
         build_evaluator(config(tmp_path, 0), NAME)
