@@ -1,6 +1,7 @@
 """What every test shares: no network, a cache of its own, and the real data where there is some."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -62,3 +63,15 @@ def load_tool():
         return module
 
     return load
+
+
+@pytest.fixture
+def log(caplog):
+    """What iso_d2 and fvcore log; Detectron2's setup_logger takes them off the root logger."""
+    loggers = [logging.getLogger(name) for name in ("iso_d2", "fvcore")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger="iso_d2"):
+        yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)

@@ -6,6 +6,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
+# Of an ISONet pretrained for classification: a detector has no place for them, and misses nothing.
+CLASSIFIER_KEYS = ("linear.weight", "linear.bias")
+
 
 class IsoCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which refuses a checkpoint that does not fit the model's backbone.
@@ -14,7 +17,8 @@ class IsoCheckpointer(DetectionCheckpointer):
     two or more dimensions) in the checkpoint, with the same names and shapes. Single tensors do not
     count: some of ResNet-18's have the name and the shape of others in ResNet-50. In a backbone
     without Detectron2's blocks each layer counts as one, and a model without ``backbone`` is taken as
-    a whole. What else did not match is logged in one warning.
+    a whole. What else did not match is logged in one warning, but not the classifier of pretrained
+    weights, which is left out of a detector.
     """
 
     def load(self, path, *args, **kwargs):
@@ -49,6 +53,12 @@ class IsoCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
+        if checkpoint.get("matching_heuristics") and set(CLASSIFIER_KEYS) <= set(
+            incompatible.unexpected_keys
+        ):
+            for key in CLASSIFIER_KEYS:
+                incompatible.unexpected_keys.remove(key)
+            self.logger.info("The checkpoint's classifier (%s) is left out", ", ".join(CLASSIFIER_KEYS))
         not_loaded = {*incompatible.missing_keys, *(key for key, _, _ in incompatible.incorrect_shapes)}
         units = _units(self.model)
         if units and all(unit & not_loaded for unit in units):

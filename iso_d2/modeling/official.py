@@ -1,0 +1,198 @@
+"""Checkpoints of the ISONet authors' code, to this package's layout and back.
+
+https://github.com/HaozhiQi/ISONet saves ``{"net": state dict, "optim": ..., "epoch": ..., ...}``, the
+state dict of a net in DataParallel. By the names that both layouts have for a parameter:
+
+    authors                       here                           shape there, if another
+    stem.conv.weight              stem.conv.weight
+    stem.relu.srelu_bias          stem.srelu.threshold           (1, C, 1, 1), here (C,)
+    s1.b1.f.a.weight              res2.0.branch.conv1.weight
+    s1.b1.f.a_relu.srelu_bias     res2.0.branch.srelu1.threshold (1, C, 1, 1), here (C,)
+    s1.b1.f.shared_scalar.scale   res2.0.scale.scale             (1, 1, 1, 1), here ()
+    s1.b1.proj.weight             res2.0.shortcut.weight
+    s1.b1.relu.srelu_bias         res2.0.srelu.threshold         (1, C, 1, 1), here (C,)
+    head.fc.weight, head.fc.bias  linear.weight, linear.bias
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .isonet import LAYOUTS, ISONet, isonet_layout
+
+# Patterns of the names here -> the authors'. Stages count from res2 and s1, blocks from 0 and b1.
+AUTHORS_NAMES = {
+    r"stem\.conv\.weight": "stem.conv.weight",
+    r"stem\.srelu\.threshold": "stem.relu.srelu_bias",
+    r"res(\d+)\.(\d+)\.branch\.conv(\d)\.weight": "s{stage}.b{block}.f.{letter}.weight",
+    r"res(\d+)\.(\d+)\.branch\.srelu(\d)\.threshold": "s{stage}.b{block}.f.{letter}_relu.srelu_bias",
+    r"res(\d+)\.(\d+)\.scale\.scale": "s{stage}.b{block}.f.shared_scalar.scale",
+    r"res(\d+)\.(\d+)\.shortcut\.weight": "s{stage}.b{block}.proj.weight",
+    r"res(\d+)\.(\d+)\.srelu\.threshold": "s{stage}.b{block}.relu.srelu_bias",
+    r"linear\.(weight|bias)": "head.fc.{0}",
+}
+PREFIX = re.compile(r"^(module\.)?(backbone\.)?")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which net a state dict is of."""
+
+    depth: int
+    residual: bool
+    stem: str
+    num_classes: int
+
+    def __str__(self):
+        family = "R-ISONet" if self.residual else "ISONet"
+        return f"{family}-{self.depth}, {self.stem} stem, {self.num_classes} classes"
+
+
+def read_checkpoint(path):
+    """The content of a checkpoint file; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read as tensors and plain Python values, or is no dict.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Checkpoint {path!r} does not exist") from error
+    except Exception as error:
+        raise ValueError(
+            f"{path!r} cannot be read: it is truncated, no checkpoint of PyTorch, or holds more than tensors "
+            f"and plain Python values, which is not loaded for safety. The cause: {error}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path!r} holds a {type(content).__name__}, not a checkpoint's dict")
+    return content
+
+
+def to_isonet(checkpoint):
+    """The state dict of an ISONet from a checkpoint of the authors' code or of this package.
+
+    Args:
+        checkpoint (dict): ``{"net": state dict}`` or the state dict alone, with or without "module.";
+            or ``{"model": state dict}`` of an ISONet or of an ImageClassifier over one.
+
+    Returns:
+        tuple: the state dict (dict[str, Tensor], names as in :class:`ISONet`, no prefix), and the
+        :class:`Variant` that was recognised.
+
+    Raises:
+        ValueError: it is no ISONet's: every parameter that is missing, has another shape or has no
+            place is named.
+    """
+    state = (
+        to_authors(checkpoint)
+        if "model" in checkpoint
+        else _without_prefix(checkpoint.get("net", checkpoint))
+    )
+    variant = recognize(state)
+    # Only names and shapes are wanted: on the meta device nothing is allocated.
+    with torch.device("meta"):
+        net = ISONet(variant.depth, variant.residual, stem=variant.stem, num_classes=variant.num_classes)
+    places = {_authors_name(name): (name, tensor) for name, tensor in net.state_dict().items()}
+    wrong = [f"{name} is missing" for name in places if name not in state]
+    wrong += [f"{name} has no place" for name in state if name not in places]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, not {_authors_shape(*places[name])}"
+        for name in places
+        if name in state and state[name].shape != _authors_shape(*places[name])
+    ]
+    if wrong:
+        raise ValueError(f"The checkpoint does not fit {variant}: {'; '.join(wrong)}")
+    return {ours: state[name].reshape(like.shape).clone() for name, (ours, like) in places.items()}, variant
+
+
+def to_authors(checkpoint):
+    """The way back: a state dict in the authors' layout, without "module.".
+
+    Args:
+        checkpoint (dict): ``{"model": state dict}`` of an ISONet or of an ImageClassifier over one.
+
+    Returns:
+        dict[str, Tensor]
+
+    Raises:
+        ValueError: it has parameters that the authors' layout has no name for; they are named.
+    """
+    state = _without_prefix(checkpoint.get("model"))
+    names = {name: _authors_name(name) for name in state}
+    unknown = [name for name, theirs in names.items() if theirs is None]
+    if unknown:
+        raise ValueError(
+            "Not of an ISONet or an ImageClassifier over one: the authors' layout has no name for "
+            + ", ".join(unknown)
+        )
+    return {
+        names[name]: tensor.reshape(_authors_shape(name, tensor)).clone() for name, tensor in state.items()
+    }
+
+
+def recognize(state):
+    """Family, depth, stem and classes of a state dict in the authors' layout.
+
+    Args:
+        state (dict[str, Tensor]): without "module.".
+
+    Returns:
+        Variant
+
+    Raises:
+        ValueError: it is no ISONet's, or of a depth that ISONet does not have.
+    """
+    stem, head = state.get("stem.conv.weight"), state.get("head.fc.weight")
+    if stem is None or head is None or stem.ndim != 4 or head.ndim != 2:
+        raise ValueError(
+            "Not a checkpoint of the ISONet authors' code or of an ImageClassifier over ISONet: it lacks "
+            f"stem.conv.weight or head.fc.weight. Its first keys: {', '.join(map(str, list(state)[:5]))}"
+        )
+    kind = "cifar" if stem.shape[2] == 3 else "imagenet"
+    found = {
+        tuple(map(int, m.groups())) for m in (re.match(r"s(\d+)\.b(\d+)\.", name) for name in state) if m
+    }
+    counts = [sum(stage == s for stage, _ in found) for s in sorted({stage for stage, _ in found})]
+    bottleneck = "s1.b1.f.c.weight" in state
+    depths = [*LAYOUTS, *([6 * counts[0] + 2] if kind == "cifar" and counts else [])]
+    for depth in depths:
+        layout = isonet_layout(depth, kind)
+        if (layout.blocks, layout.bottleneck) == (tuple(counts), bottleneck):
+            residual = any(name.endswith((".shared_scalar.scale", ".proj.weight")) for name in state)
+            return Variant(depth, residual, kind, len(head))
+    raise ValueError(
+        f"Stages of {counts} {'bottleneck' if bottleneck else 'basic'} blocks with the {kind} stem are of no "
+        f"known depth; known are {', '.join(map(str, LAYOUTS))}, and 6n+2 with three stages and the cifar "
+        "stem"
+    )
+
+
+def _without_prefix(state):
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(
+            'Not a checkpoint of a net: expected {"net": state dict} of the ISONet authors\' code, '
+            '{"model": state dict} of Detectron2, or a state dict of tensors alone'
+        )
+    return {PREFIX.sub("", name): tensor for name, tensor in state.items()}
+
+
+def _authors_name(name):
+    """The authors' name of one of our parameters; None if they have none."""
+    for pattern, theirs in AUTHORS_NAMES.items():
+        if match := re.fullmatch(pattern, name):
+            groups = match.groups()
+            if theirs.startswith("s{"):
+                stage, block, *conv = map(int, groups)
+                letter = "abc"[conv[0] - 1] if conv else ""
+                return theirs.format(stage=stage - 1, block=block + 1, letter=letter)
+            return theirs.format(*groups)
+    return None
+
+
+def _authors_shape(name, tensor):
+    """Shape of a parameter there, by its name and shape here."""
+    is_activation = name.endswith((".threshold", ".scale"))
+    return (1, tensor.numel(), 1, 1) if is_activation else tuple(tensor.shape)
