@@ -1,19 +1,27 @@
 """Data sets and the mapper. Importing this package registers the data sets."""
 
-from . import coco_subset, shapes
+from . import cifar, coco_subset, shapes, shapes_cls
 from .coco_json import load_coco, register_coco_json
+from .image_folder import load_image_folder, register_image_folder
+from .labelled_images import LabelledImages, register_labelled_images
 from .mappers import AlbumentationsMapper, BrokenImageError, build_transforms, read_image
 from .paths import cache_root, dataset_root
 
 __all__ = [
     "AlbumentationsMapper",
     "BrokenImageError",
+    "LabelledImages",
     "build_transforms",
     "cache_root",
+    "cifar",
     "coco_subset",
     "dataset_root",
     "load_coco",
+    "load_image_folder",
     "read_image",
     "register_coco_json",
+    "register_image_folder",
+    "register_labelled_images",
     "shapes",
+    "shapes_cls",
 ]

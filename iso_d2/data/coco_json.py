@@ -4,11 +4,12 @@ import functools
 import logging
 import os
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from .checks import check_images_exist, read_coco_json
 from .paths import cache_json
+from .registration import register
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +27,6 @@ def register_coco_json(name, json_file, image_root):
     """
     hint = f"The data set {name!r} was registered with this path: check it."
     register(name, functools.partial(load_coco, name, json_file, image_root, hint))
-
-
-def register(name, load, **metadata):
-    """Register a data set evaluated as COCO, in place of an earlier one of that name.
-
-    Args:
-        name (str): name in Detectron2's catalogs.
-        load (callable): returns the list of dataset dicts.
-        metadata: more fields of its metadata.
-    """
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(evaluator_type="coco", **metadata)
 
 
 def load_coco(name, json_file, image_root, hint=""):

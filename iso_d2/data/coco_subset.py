@@ -13,8 +13,9 @@ import logging
 import os
 
 from .checks import missing_images, read_coco_json
-from .coco_json import load_coco, register
+from .coco_json import load_coco
 from .paths import cache_json, dataset_root
+from .registration import register
 
 CLASSES = ["person", "bicycle", "car"]
 
@@ -57,7 +58,7 @@ def _load_train(name):
 
 
 def _load_train8(name):
-    """The first 8 images of train120 with two classes or more and no crowd or box below 20 pixels in a side."""
+    """The first 8 images of train120 with two classes or more, no crowd and no side below 20 pixels."""
     data = read_coco_json(_annotations("train120"), _hint())
     by_image = {}
     for annotation in data["annotations"]:

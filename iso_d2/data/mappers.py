@@ -12,6 +12,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
+from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version at import
 import albumentations as A
@@ -101,13 +102,24 @@ class AlbumentationsMapper:
             INPUT.MASK_FORMAT. Annotations may hold polygons or RLE.
         skip_broken (bool): in training, return None for an image that cannot be read, for which Detectron2's
             loader takes another one; the file is named in the log.
+        whole_image (bool): predictions are of the image as a whole (ImageClassifier), so that there is
+            nothing to undo and inference may crop.
     """
 
     @configurable
-    def __init__(self, is_train, *, augmentations, image_format, use_instance_mask=False, skip_broken=False):
+    def __init__(
+        self,
+        is_train,
+        *,
+        augmentations,
+        image_format,
+        use_instance_mask=False,
+        skip_broken=False,
+        whole_image=False,
+    ):
         if image_format not in _FORMATS:
             raise ValueError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)} here, got {image_format!r}")
-        if not is_train:
+        if not is_train and not whole_image:
             _check_test_transforms(augmentations)
         # A box that sticks out by rounding would raise without clip.
         boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True) if is_train else None
@@ -133,18 +145,21 @@ class AlbumentationsMapper:
             "image_format": cfg.INPUT.FORMAT,
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "skip_broken": cfg.INPUT.SKIP_BROKEN,
+            "whole_image": cfg.MODEL.META_ARCHITECTURE == "ImageClassifier",
         }
 
     def __call__(self, dataset_dict):
         """Map one dataset dict.
 
         Args:
-            dataset_dict (dict): Detectron2's format; it is not changed.
+            dataset_dict (dict): Detectron2's format; it is not changed. ``image_array`` (uint8 RGB,
+                (3, H, W)) may take the place of ``file_name``.
 
         Returns:
             dict or None: a copy with ``image`` (uint8, (C, H, W)); with ``sem_seg`` (int64, (H, W)) if it has
             a ``sem_seg_file_name``; in training, if it has annotations, with ``instances`` (gt_boxes XYXY in
-            pixels, gt_classes, gt_masks). ``height`` and ``width`` are the file's. None: skipped as broken.
+            pixels, gt_classes, gt_masks). ``height`` and ``width`` are the file's; what else the dict holds
+            (``label``) stays. None: skipped as broken.
 
         Raises:
             BrokenImageError: a file cannot be read and is not to be skipped.
@@ -179,10 +194,15 @@ class AlbumentationsMapper:
         return dataset_dict
 
     def _read(self, dataset_dict):
+        read_format = "RGB" if self.image_format == "BGR" else self.image_format
+        if "image_array" in dataset_dict:
+            pixels = dataset_dict.pop("image_array").transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            return {"image": detection_utils.convert_PIL_to_numpy(image, read_format)}
         file_name = dataset_dict["file_name"]
         label_file = dataset_dict.pop("sem_seg_file_name", None)
         try:
-            image = read_image(file_name, "RGB" if self.image_format == "BGR" else self.image_format)
+            image = read_image(file_name, read_format)
             labels = None if label_file is None else read_image(label_file, "L")[:, :, 0]
         except BrokenImageError as error:
             if not self.skip_broken:

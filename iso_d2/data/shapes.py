@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .coco_json import load_coco, register
+from .coco_json import load_coco
 from .paths import cache_root, make_once
+from .registration import register
 from .scenes import draw_scene
 
 CLASSES = ["person", "bicycle", "car"]

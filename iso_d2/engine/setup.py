@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
-from ..data import register_coco_json
+from ..data import register_coco_json, register_image_folder
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def load_config(config_file="", opts=()):
     """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
 
-    The data sets of DATASETS.COCO_FORMAT are registered. On a machine without CUDA, MODEL.DEVICE "cuda"
-    becomes "cpu" and mixed precision is turned off.
+    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered. On a machine without
+    CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision is turned off.
 
     Args:
         config_file (str or Path): a yaml file; "" for the defaults alone.
@@ -32,7 +32,7 @@ def load_config(config_file="", opts=()):
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist; the message names similar ones.
-        ValueError: an entry of DATASETS.COCO_FORMAT that is not three strings.
+        ValueError: an entry of one of these two that is not as many strings as it should be.
     """
     cfg = get_cfg()
     add_iso_config(cfg)
@@ -45,13 +45,16 @@ def load_config(config_file="", opts=()):
         logger.warning("No CUDA device here: running on the CPU, without mixed precision")
         cfg.MODEL.DEVICE = "cpu"
         cfg.SOLVER.AMP.ENABLED = False
-    for entry in cfg.DATASETS.COCO_FORMAT:
-        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != [str] * 3:
-            raise ValueError(
-                f"An entry of DATASETS.COCO_FORMAT must be [name, json file, image folder], got {entry!r}"
-            )
-        register_coco_json(*entry)
+    _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
+    _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
     return cfg
+
+
+def _register(cfg, key, register, parts):
+    for entry in cfg.DATASETS[key]:
+        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != [str] * len(parts):
+            raise ValueError(f"An entry of DATASETS.{key} must be [{', '.join(parts)}], got {entry!r}")
+        register(*entry)
 
 
 def setup(args):

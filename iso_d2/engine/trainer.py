@@ -15,6 +15,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..data.batches import build_evaluation_batches, build_training_batches, in_memory
 from ..data.mappers import AlbumentationsMapper
 from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
@@ -22,7 +23,12 @@ from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
 from .optimizer import build_optimizer
 
 # Where a meta-architecture's config says how many classes of objects it tells apart
-NUM_CLASSES_KEYS = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET", "PanopticFPN": "ROI_HEADS"}
+NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "ImageClassifier": "CLASSIFIER",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
 MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": DatasetMapper}
 
 logger = logging.getLogger(__name__)
@@ -53,6 +59,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         for name in cfg.DATASETS.TRAIN:
             _check_num_classes(cfg, name)
+        _check_same_classes(cfg)
         _warn_of_unscaled_images(cfg, model)
 
         on_gpu = next(model.parameters()).is_cuda
@@ -124,11 +131,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
+        if in_memory(cfg, cfg.DATASETS.TRAIN):
+            return build_training_batches(cfg)
         return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, is_train=False))
+        if in_memory(cfg, [dataset_name]):
+            return build_evaluation_batches(cfg, dataset_name)
+        classifies = MetadataCatalog.get(dataset_name).get("evaluator_type") == "classification"
+        return build_detection_test_loader(
+            cfg,
+            dataset_name,
+            mapper=build_mapper(cfg, is_train=False),
+            batch_size=cfg.INPUT.CLASSIFICATION.TEST_BATCH if classifies else 1,
+        )
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -155,6 +172,19 @@ def _check_num_classes(cfg, dataset_name):
             f"Data set {dataset_name!r} has {len(classes)} classes ({', '.join(classes[:5])}, ...), "
             f"the model {cfg.MODEL[key].NUM_CLASSES}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
         )
+
+
+def _check_same_classes(cfg):
+    """Class lists taken from folders differ when one folder is missing, and with it every later label."""
+    first = cfg.DATASETS.TRAIN[0]
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        same = metadata.get("thing_classes") == MetadataCatalog.get(first).get("thing_classes")
+        if metadata.get("evaluator_type") == "classification" and not same:
+            raise ValueError(
+                f"Data set {name!r} has other classes than {first!r}: its labels mean something else. "
+                "If it lacks some, register it with the names of all: register_image_folder(..., classes=...)"
+            )
 
 
 def _warn_of_unscaled_images(cfg, model):

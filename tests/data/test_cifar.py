@@ -1,0 +1,179 @@
+import hashlib
+import os
+import pickle
+
+import numpy as np
+import pytest
+from cifar_files import COUNT, SMALL10, SMALL100, content, python2_pickle, write_binary, write_python
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from iso_d2.data import cifar
+from iso_d2.data.cifar import load_cifar
+
+SETS = {"cifar10": SMALL10, "cifar100": SMALL100}
+FOLDERS = {
+    ("cifar10", write_binary): "cifar-10-batches-bin",
+    ("cifar10", write_python): "cifar-10-batches-py",
+    ("cifar100", write_binary): "cifar-100-binary",
+    ("cifar100", write_python): "cifar-100-python",
+}
+
+
+@pytest.mark.parametrize(("name", "write"), FOLDERS)
+def test_both_versions_of_both_sets(tmp_path, name, write):
+    written = write(tmp_path / FOLDERS[name, write], name)
+    for split, (pixels, labels) in written.items():
+        loaded = load_cifar(SETS[name], split, tmp_path)
+        assert loaded.images.dtype == np.uint8 and loaded.labels.dtype == np.int64
+        # 1,024 red, 1,024 green, 1,024 blue, each row by row
+        assert loaded.images.shape == (len(pixels), 3, 32, 32)
+        assert loaded.images[2, 1, 5, 7] == pixels[2, 1024 + 5 * 32 + 7]
+        assert (loaded.images.reshape(-1, 3072) == pixels).all()
+        assert loaded.labels.tolist() == labels.tolist()
+
+
+def test_the_binary_version_is_taken_where_there_are_both(tmp_path):
+    write_python(tmp_path / "cifar-100-python", "cifar100")
+    binary = write_binary(tmp_path / "cifar-100-binary", "cifar100")
+    (tmp_path / "cifar-100-python" / "train").unlink()
+    assert load_cifar(SMALL100, "train", tmp_path).labels.tolist() == binary["train"][1].tolist()
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    message = (
+        rf"cifar10: neither cifar-10-batches-bin nor cifar-10-batches-py is in {tmp_path} \(from "
+        r"DETECTRON2_DATASETS\).*python tools/prepare_cifar.py cifar10"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        DatasetCatalog.get("cifar10_train")
+    write_binary(tmp_path / "cifar-10-batches-bin", "cifar10")
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"cifar10: .*data_batch_3\.bin is missing. Remove the folder"
+    ):
+        load_cifar(SMALL10, "train", tmp_path)
+
+
+def test_a_wrong_size_is_named(tmp_path):
+    write_binary(tmp_path / "cifar-100-binary", "cifar100")
+    with open(tmp_path / "cifar-100-binary" / "test.bin", "ab") as file:
+        file.write(b"\0" * 3074)
+    message = r"test\.bin: it has 12,296 bytes instead of 9,222 \(3 images\). Remove the folder"
+    with pytest.raises(ValueError, match=message):
+        load_cifar(SMALL100, "test", tmp_path)
+
+
+def test_the_official_sizes_are_asked_for(tmp_path):
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name, size in (("train", 153_700_000), ("test", 30_740_000)):
+        with open(folder / f"{name}.bin", "wb") as file:
+            file.truncate(size - 1)
+        with pytest.raises(ValueError, match=f"{size - 1:,} bytes instead of {size:,}"):
+            load_cifar(cifar.CIFAR100, name, tmp_path)
+
+
+@pytest.mark.parametrize("write", [write_binary, write_python])
+def test_a_label_out_of_range_is_named(tmp_path, write):
+    folder = tmp_path / FOLDERS["cifar10", write]
+    write(folder, "cifar10")
+    pixels, labels = content(0, COUNT["test"], 10)
+    labels[1] = 10
+    if write is write_binary:
+        rows = np.concatenate([labels[:, None].astype(np.uint8), pixels], axis=1)
+        (folder / "test_batch.bin").write_bytes(rows.tobytes())
+    else:
+        (folder / "test_batch").write_bytes(python2_pickle({b"labels": labels.tolist(), b"data": pixels}))
+    message = r"test_batch.*: image 1 has the label 10, but there are 10 classes \(0 to 9\)"
+    with pytest.raises(ValueError, match=message):
+        load_cifar(SMALL10, "test", tmp_path)
+
+
+class Touch:
+    """Its pickle makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_calls_something_is_refused_and_does_nothing(tmp_path, protocol):
+    write_python(tmp_path / "cifar-100-python", "cifar100")
+    evil = pickle.dumps({"data": Touch(tmp_path / "made")}, protocol)
+    (tmp_path / "cifar-100-python" / "train").write_bytes(evil)
+    message = r"train: it cannot be unpickled safely \(it asks for (posix|nt)\.mkdir, which is no part of"
+    with pytest.raises(ValueError, match=message):
+        load_cifar(SMALL100, "train", tmp_path)
+    assert not (tmp_path / "made").exists()
+    pickle.loads(evil)
+    assert (tmp_path / "made").exists(), "the pickle was harmless, so the test showed nothing"
+
+
+PIXELS = np.zeros((3, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"", "cannot be unpickled safely"),
+        (python2_pickle({b"fine_labels": [1, 2, 3], b"data": PIXELS})[:-2000], "cannot be unpickled safely"),
+        (pickle.dumps([1]), "its 'data' must be a uint8 array (3, 3072), got NoneType"),
+        (python2_pickle({b"fine_labels": [1, 2, 3], b"data": PIXELS[:2]}), "got uint8 (2, 3072)"),
+        (python2_pickle({b"labels": [1, 2, 3], b"data": PIXELS}), "its 'fine_labels' must be a list of 3"),
+        (python2_pickle({b"fine_labels": [1, 2], b"data": PIXELS}), "got 2 entries"),
+    ],
+    ids=["empty", "truncated", "a list", "too few images", "CIFAR-10's key", "too few labels"],
+)
+def test_other_pickles_are_named(tmp_path, stored, message):
+    write_python(tmp_path / "cifar-100-python", "cifar100")
+    (tmp_path / "cifar-100-python" / "test").write_bytes(stored)
+    with pytest.raises(ValueError) as caught:
+        load_cifar(SMALL100, "test", tmp_path)
+    assert message in str(caught.value) and str(tmp_path / "cifar-100-python" / "test") in str(caught.value)
+
+
+def test_registered_sets():
+    for name, number in (("cifar10", 10), ("cifar100", 100)):
+        for split in ("train", "test"):
+            metadata = MetadataCatalog.get(f"{name}_{split}")
+            assert metadata.evaluator_type == "classification"
+            assert len(set(metadata.thing_classes)) == len(metadata.thing_classes) == number
+    assert MetadataCatalog.get("cifar10_test").thing_classes[3] == "cat"
+    assert MetadataCatalog.get("cifar100_test").thing_classes[99] == "worm"
+
+
+def test_dataset_dicts_are_views_of_the_arrays(tmp_path):
+    write_binary(tmp_path / "cifar-100-binary", "cifar100")
+    loaded = load_cifar(SMALL100, "test", tmp_path)
+    dicts = loaded.dataset_dicts()
+    assert [record["image_id"] for record in dicts] == [0, 1, 2]
+    assert [record["label"] for record in dicts] == loaded.labels.tolist()
+    assert {type(record["label"]) for record in dicts} == {int}
+    assert (dicts[1]["height"], dicts[1]["width"]) == (32, 32)
+    assert (dicts[1]["image_array"] == loaded.images[1]).all()
+    assert dicts[1]["image_array"].base is not None
+
+
+def test_real_cifar100(real_data):
+    """Against the figures of its page: 500 and 100 images of each of the 100 classes, in the order listed."""
+    folder = real_data("cifar-100-binary")
+    assert (folder / "fine_label_names.txt").read_text().split() == list(cifar.CIFAR100.classes)
+    train, test = (MetadataCatalog.get(f"cifar100_{split}").load_arrays() for split in ("train", "test"))
+    assert (train.images.shape, test.images.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
+    assert np.bincount(train.labels).tolist() == [500] * 100
+    assert np.bincount(test.labels).tolist() == [100] * 100
+    # The channel means of the training images that are in common use
+    assert train.images.mean(axis=(0, 2, 3)) / 255 == pytest.approx([0.5071, 0.4865, 0.4409], abs=1e-4)
+
+
+def test_real_cifar10(real_data):
+    folder = real_data("cifar-10-batches-bin")
+    digest = hashlib.md5((folder / "test_batch.bin").read_bytes()).hexdigest()
+    assert digest == "803d5f7f4d78ea53de84dbe85f74fb6d"
+    loaded = MetadataCatalog.get("cifar10_test").load_arrays()
+    assert np.bincount(loaded.labels).tolist() == [1000] * 10
+    assert len(DatasetCatalog.get("cifar10_train")) == 50_000
