@@ -1,4 +1,4 @@
-"""Images into a folder, by download or copy: each arrives whole and checked, or not at all."""
+"""Files by download, images by download or copy: each arrives whole and checked, or not at all."""
 
 import contextlib
 import functools
@@ -47,7 +47,8 @@ def obtain_images(images, folder, source=None, threads=8, timeout=30.0, attempts
     folder.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
     if source is None:
-        bring = functools.partial(_download, stop=stop, timeout=timeout, attempts=attempts, pause=pause)
+        options = {"timeout": timeout, "attempts": attempts, "pause": pause, "stop": stop}
+        bring = functools.partial(_download_image, **options)
     else:
         bring = functools.partial(_copy, source=Path(source))
 
@@ -113,8 +114,8 @@ def _fault(path, image):
     return None
 
 
-def _reject_if_faulty(part, image):
-    fault = _fault(part, image)
+def _reject_if_faulty(part, find_fault):
+    fault = find_fault(part)
     if fault is not None:
         part.unlink(missing_ok=True)
         raise OSError(fault)
@@ -122,14 +123,36 @@ def _reject_if_faulty(part, image):
 
 def _copy(image, part, source):
     shutil.copyfile(source / image["file_name"], part)
-    _reject_if_faulty(part, image)
+    _reject_if_faulty(part, functools.partial(_fault, image=image))
 
 
-def _download(image, part, stop, timeout, attempts, pause):
+def _download_image(image, part, **options):
+    download(image["coco_url"], part, functools.partial(_fault, image=image), **options)
+
+
+def download(url, part, find_fault, timeout=30.0, attempts=5, pause=1.0, stop=None, progress=None):
+    """Download a file, or continue what an earlier download left of it.
+
+    Args:
+        url (str): http(s) address.
+        part (Path): where it goes, and where an unfinished one stays.
+        find_fault (callable): gets ``part`` once it is whole; returns what is wrong with it as text, or None.
+            A faulty file is removed and tried again.
+        timeout (float): seconds without a sign of the server after which an attempt ends.
+        attempts (int): tries.
+        pause (float): seconds before the second try, doubled before each further one.
+        stop (threading.Event, optional): once set, there is no further try.
+        progress (callable, optional): called with the bytes of the file that are there and the bytes that it
+            has in all, or None where the server does not say.
+
+    Raises:
+        OSError, http.client.HTTPException: the last try failed.
+    """
+    stop = stop or threading.Event()
     for attempt in range(1, attempts + 1):
         try:
-            _fetch(image["coco_url"], part, timeout)
-            _reject_if_faulty(part, image)
+            _fetch(url, part, timeout, progress)
+            _reject_if_faulty(part, find_fault)
             return
         except (OSError, http.client.HTTPException) as error:
             code = error.code if isinstance(error, urllib.error.HTTPError) else None
@@ -140,16 +163,18 @@ def _download(image, part, stop, timeout, attempts, pause):
                 raise
 
 
-def _fetch(url, part, timeout):
+def _fetch(url, part, timeout, progress):
     """Append what is missing of a file to ``part``, or write it anew where the server ignores Range."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     with contextlib.closing(urllib.request.urlopen(request, timeout=timeout)) as response:
         continues = done and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         length = response.headers.get("Content-Length")
-        received = 0
+        received, before = 0, done if continues else 0
         with part.open("ab" if continues else "wb") as file:
             while block := response.read1(1 << 16):
                 received += file.write(block)
+                if progress:
+                    progress(before + received, None if length is None else before + int(length))
     if length is not None and received != int(length):
         raise OSError(f"the connection ended after {received} of {length} bytes")
