@@ -21,6 +21,7 @@ from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
 from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
 from .optimizer import build_optimizer
+from .schedule import epochs_to_iterations
 
 # Where a meta-architecture's config says how many classes of objects it tells apart
 NUM_CLASSES_KEYS = {
@@ -53,6 +54,7 @@ class Trainer(DefaultTrainer):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.check_datasets(cfg)
+        cfg = epochs_to_iterations(cfg)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

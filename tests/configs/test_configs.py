@@ -20,14 +20,6 @@ SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
     "DATALOADER.NUM_WORKERS": 0,
-    "DATASETS.TRAIN": ("shapes_train",),
-    "DATASETS.TEST": ("shapes_test",),
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-    "INPUT.MAX_SIZE_TRAIN": 128,
-    "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MAX_SIZE_TEST": 128,
-    "INPUT.ALBUMENTATIONS.TRAIN": SMALL_IMAGES,
-    "INPUT.ALBUMENTATIONS.TEST": SMALL_IMAGES,
     "ISO.ORTHO.PERIOD": 1,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.WEIGHT_DECAY": 0.0,
@@ -36,6 +28,27 @@ SMALL = {
     "SOLVER.MAX_ITER": 2,
     "SOLVER.STEPS": (),
 }
+DETECTION = {
+    "DATASETS.TRAIN": ("shapes_train",),
+    "DATASETS.TEST": ("shapes_test",),
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MAX_SIZE_TRAIN": 128,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 128,
+    "INPUT.ALBUMENTATIONS.TRAIN": SMALL_IMAGES,
+    "INPUT.ALBUMENTATIONS.TEST": SMALL_IMAGES,
+}
+CLASSIFICATION = {
+    "DATASETS.TRAIN": ("shapes_cls_train",),
+    "DATASETS.TEST": ("shapes_cls_test",),
+    "INPUT.CLASSIFICATION.TEST_BATCH": 2,
+    "SOLVER.EPOCHS": 0,
+    "SOLVER.EPOCH_STEPS": (),
+    "SOLVER.WARMUP_EPOCHS": 0,
+    "TEST.EVAL_EPOCHS": 0,
+}
+CLASSIFIERS = [name for name in NAMES if name.startswith("cifar/") or name.endswith("_cls.yaml")]
+DETECTORS = [name for name in NAMES if name not in CLASSIFIERS]
 
 
 def trained_modules(model):
@@ -50,21 +63,19 @@ def trained_modules(model):
 
 
 def test_there_are_configs():
-    assert len(NAMES) >= 14
+    assert len(DETECTORS) >= 14 and len(CLASSIFIERS) >= 20
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_config_trains_and_infers(name, tmp_path):
+def train_two_steps(name, changes, tmp_path):
+    """The trainer after two steps, in which every weight has moved and every gradient was finite."""
     torch.manual_seed(0)
-    cfg = load_config(
-        CONFIGS / name, [x for item in SMALL.items() for x in item] + ["OUTPUT_DIR", str(tmp_path)]
-    )
+    pairs = [x for item in {**SMALL, **changes}.items() for x in item]
+    cfg = load_config(CONFIGS / name, [*pairs, "OUTPUT_DIR", str(tmp_path)])
     trainer = Trainer(cfg)
     before = {n: p.detach().clone() for n, p in trained_modules(trainer.model)}
     with EventStorage(0) as trainer.storage:
         trainer.before_train()
         for trainer.iter in range(2):
-            trainer.before_step()
             trainer.run_step()
             for n, p in trainer.model.named_parameters():
                 assert p.grad is None or torch.isfinite(p.grad).all(), n
@@ -75,10 +86,42 @@ def test_config_trains_and_infers(name, tmp_path):
         assert 0 <= losses["loss_ortho"][0] < 1e-3
     else:
         assert "loss_ortho" not in losses
-
     trainer.model.eval()
+    return trainer
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detector_trains_and_infers(name, tmp_path):
+    trainer = train_two_steps(name, DETECTION, tmp_path)
     sample = DatasetCatalog.get("shapes_test")[:1]
-    mapped = next(iter(Trainer.build_test_loader(cfg, "shapes_test")))
+    mapped = next(iter(Trainer.build_test_loader(trainer.cfg, "shapes_test")))
     with torch.no_grad():
         output = trainer.model(mapped)[0]
     assert output["instances"].image_size == (sample[0]["height"], sample[0]["width"])
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier_trains_and_infers(name, tmp_path):
+    trainer = train_two_steps(name, CLASSIFICATION, tmp_path)
+    batch = next(iter(Trainer.build_test_loader(trainer.cfg, "shapes_cls_test")))
+    with torch.no_grad():
+        scores = trainer.model(batch)["scores"]
+    assert scores.shape == (2, 100 if "cifar100" in name else 10)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name.startswith("cifar/")])
+def test_cifar_settings_are_the_reports(name):
+    cfg = load_config(CONFIGS / name)
+    solver, isonet = cfg.SOLVER, cfg.MODEL.ISONET
+    assert (solver.EPOCHS, solver.EPOCH_STEPS, solver.GAMMA) == (100, (30, 60, 90), 0.1)
+    assert (solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY) == (0.02, 0.9, 1e-4)
+    assert solver.IMS_PER_BATCH == 128
+    data = "cifar100" if "cifar100" in name else "cifar10"
+    assert (f"{data}_train",) == cfg.DATASETS.TRAIN
+    assert (f"{data}_test", f"{data}_train") == cfg.DATASETS.TEST
+    augmentation = cfg.INPUT.CLASSIFICATION
+    assert augmentation.FLIP and (4 if "_crop" in name else 0) == augmentation.CROP_PADDING
+    if "isonet" in name:
+        depth = int(name.split("isonet")[1].split("_")[0])
+        assert (depth, "/risonet" in name) == (isonet.DEPTH, isonet.RESIDUAL)
+        assert pytest.approx(3e-4 if "gamma3e-4" in name else 1e-4) == cfg.ISO.ORTHO.COEFF
