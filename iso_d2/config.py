@@ -39,7 +39,8 @@ def _iso_config():
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
     # Start of the residual scales s
     cfg.MODEL.ISONET.SCALE_INIT = 0.0
-    # Which of stem, res2, res3, res4, res5, linear the backbone returns
+    # Which of stem, res2, res3, res4, res5, linear build_isonet_backbone returns (with an FPN it is
+    # MODEL.FPN.IN_FEATURES that counts)
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
     # 2: dilated res5 at stride 16 (DC5); 1: the ordinary res5 at stride 32
     cfg.MODEL.ISONET.RES5_DILATION = 1
@@ -57,7 +58,7 @@ def _iso_config():
     # Delta-initialise the modules that INCLUDE names, when no weights were loaded.
     # ISONet initialises itself; this is for other parts (a head, a stock ResNet).
     cfg.ISO.DELTA_INIT.ENABLED = False
-    # Module names: dotted prefixes ("roi_heads.box_head") or fnmatch patterns ("backbone.res*")
+    # Module names: dotted prefixes ("proposal_generator.rpn_head") or fnmatch patterns ("backbone.res*")
     cfg.ISO.DELTA_INIT.INCLUDE = ["backbone"]
 
     cfg.ISO.ORTHO = CN()

@@ -1,7 +1,7 @@
 """Run a trained detector on images: drawn detections and one COCO json.
 
 python tools/predict.py --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
-    MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+    --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
 """
 
 import argparse
@@ -30,7 +30,13 @@ def parse_args(argv):
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--threshold", type=float, default=0.5, help="scores below are not drawn (0.5)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="changes to the config")
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the config; last",
+    )
     return parser.parse_args(argv)
 
 
@@ -55,12 +61,12 @@ def main(argv=None):
     setup_logger(name="fvcore")
     files = find_images(args.input)
     try:
+        args.output.mkdir(parents=True, exist_ok=True)
         cfg = load_config(args.config_file, args.opts)
         predictor = Predictor(cfg)
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     metadata = class_metadata(cfg)
-    args.output.mkdir(parents=True, exist_ok=True)
 
     predictions, broken = [], []
     for file in tqdm(files, unit="image"):

@@ -11,7 +11,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from iso_d2.engine import Trainer
-from iso_d2.engine.checkpoint import IsoCheckpointer
 from iso_d2.engine.setup import setup
 
 
@@ -19,10 +18,7 @@ def main(args):
     """What each process does; `args` as of Detectron2's ``default_argument_parser``."""
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = IsoCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
+        results = Trainer.evaluate(cfg, resume=args.resume)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

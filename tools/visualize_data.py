@@ -32,20 +32,28 @@ def main(argv=None):
     args = parse_args(argv)
     setup_logger(name="iso_d2")
     try:
-        cfg = load_config(args.config_file, args.opts)
-        name = args.dataset or cfg.DATASETS.TRAIN[0]
-        mapper = build_mapper(cfg, is_train=True)
-        records = DatasetCatalog.get(name)
-    except (ValueError, KeyError, OSError) as error:
-        sys.exit(f"error: {error}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    for index, record in enumerate(records[: args.number]):
+        args.output.mkdir(parents=True, exist_ok=True)
+        draw(args)
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+
+
+def draw(args):
+    cfg = load_config(args.config_file, args.opts)
+    names = [args.dataset] if args.dataset else cfg.DATASETS.TRAIN
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty: name a data set with --dataset")
+    mapper = build_mapper(cfg, is_train=True)
+    records = DatasetCatalog.get(names[0])
+    drawn = 0
+    for record in records[: max(0, args.number)]:
         mapped = mapper(record)
-        if mapped is None:
-            continue
-        drawn = draw_model_input(mapped, MetadataCatalog.get(name), cfg.INPUT.FORMAT)
-        Image.fromarray(drawn).save(args.output / f"{index:04d}_{Path(record['file_name']).stem}.png")
-    print(f"{min(args.number, len(records))} of {len(records)} images of {name} in {args.output}")
+        if mapped is not None:
+            picture = draw_model_input(mapped, MetadataCatalog.get(names[0]), cfg.INPUT.FORMAT)
+            path = args.output / f"{drawn:04d}_{Path(record['file_name']).stem}.png"
+            Image.fromarray(picture).save(path)
+            drawn += 1
+    print(f"{drawn} of {len(records)} images of {names[0]} in {args.output}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from . import cifar, coco_subset, shapes, shapes_cls
 from .coco_json import load_coco, register_coco_json
 from .image_folder import load_image_folder, register_image_folder
+from .images import BrokenImageError, read_image
 from .labelled_images import LabelledImages, register_labelled_images
-from .mappers import AlbumentationsMapper, BrokenImageError, build_transforms, read_image
+from .mappers import AlbumentationsMapper, CheckedDatasetMapper, build_transforms
 from .paths import cache_root, dataset_root
 
 __all__ = [
     "AlbumentationsMapper",
     "BrokenImageError",
+    "CheckedDatasetMapper",
     "LabelledImages",
     "build_transforms",
     "cache_root",

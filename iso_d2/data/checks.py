@@ -55,6 +55,7 @@ def read_coco_json(json_file, hint=""):
                     f"{json_file}: {section}[{index}] lacks {', '.join(sorted(missing))}. Each entry needs "
                     f"{', '.join(sorted(needed))}{_ADVICE.get(section, '')}."
                 )
+            _check_types(entry, f"{json_file}: {section}[{index}]")
         if len({entry["id"] for entry in entries}) < len(entries):
             raise ValueError(f"{json_file}: two of the {section} have the same id. Number them anew.")
 
@@ -76,6 +77,21 @@ def read_coco_json(json_file, hint=""):
                 f"{_fault_of_box(annotation['bbox'], image)}. Mend or remove it."
             )
     return data
+
+
+def _check_types(entry, where):
+    for key in ("id", "image_id", "category_id"):
+        if key in entry and not isinstance(entry[key], int | str):
+            raise ValueError(f"{where} has {key} {entry[key]!r}: give an integer.")
+    if not isinstance(entry.get("file_name", ""), str):
+        raise ValueError(f"{where} has file_name {entry['file_name']!r}: give a text.")
+    # `area - area` is 0 for finite numbers alone
+    if "area" in entry and not (
+        isinstance(entry["area"], int | float) and entry["area"] - entry["area"] == 0
+    ):
+        raise ValueError(f"{where} has area {entry['area']!r}: give a finite number of pixels.")
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise ValueError(f"{where} has iscrowd {entry['iscrowd']!r}: give 0 or 1.")
 
 
 _ADVICE = {"annotations": " (where there is no mask, area is box width times height)"}

@@ -1,7 +1,7 @@
 """The report's person/bicycle/car subset of COCO.
 
     coco_pbc_train    the 1,000 training images where all are there, else the list of 120 of them
-    coco_pbc_train8   8 of the 120, to see a model overfit
+    coco_pbc_train8   8 of the 120 (of the 1,000 where the list of 120 is absent), to see a model overfit
     coco_pbc_test     55 images
 
 They lie under ``coco/`` in the data set root: ``annotations/instances_person_bicycle_car_*.json`` and the
@@ -58,8 +58,9 @@ def _load_train(name):
 
 
 def _load_train8(name):
-    """The first 8 images of train120 with two classes or more, no crowd and no side below 20 pixels."""
-    data = read_coco_json(_annotations("train120"), _hint())
+    """The first 8 images of train120 (or train1000) with two classes, no crowd, no side below 20 pixels."""
+    short = _annotations("train120")
+    data = read_coco_json(short if short.is_file() else _annotations("train1000"), _hint())
     by_image = {}
     for annotation in data["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)

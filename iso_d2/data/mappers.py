@@ -10,44 +10,21 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import configurable
-from detectron2.data import detection_utils
+from detectron2.data import DatasetMapper, detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version at import
 import albumentations as A
+
+from .images import BrokenImageError, read_image
 
 logger = logging.getLogger(__name__)
 
 _FORMATS = ("RGB", "BGR", "L")
 # What predictions can be brought back from, since Detectron2 only rescales them to the original size
 _RESIZES = (A.Resize, A.LongestMaxSize, A.SmallestMaxSize, A.NoOp)
-
-
-class BrokenImageError(OSError):
-    """An image file that is missing, truncated or no image."""
-
-
-def read_image(file_name, image_format):
-    """Read an image as Detectron2 does (EXIF orientation applied), naming the file when that fails.
-
-    Args:
-        file_name (str or Path): the file.
-        image_format (str): "RGB", "BGR" or "L".
-
-    Returns:
-        ndarray: uint8, (H, W, 3), or (H, W, 1) for "L".
-
-    Raises:
-        BrokenImageError: the file cannot be read.
-    """
-    try:
-        return detection_utils.read_image(str(file_name), image_format)
-    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        raise BrokenImageError(
-            f"cannot read the image {file_name} ({type(error).__name__}: {error}). Replace it or take it "
-            "out of the data set; in training INPUT.SKIP_BROKEN True takes another image instead."
-        ) from error
 
 
 def build_transforms(entries):
@@ -121,6 +98,7 @@ class AlbumentationsMapper:
             raise ValueError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)} here, got {image_format!r}")
         if not is_train and not whole_image:
             _check_test_transforms(augmentations)
+        augmentations = augmentations or [A.NoOp()]  # Albumentations warns of boxes without a transform
         # A box that sticks out by rounding would raise without clip.
         boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True) if is_train else None
         self.pipeline = A.Compose(augmentations, bbox_params=boxes)
@@ -128,7 +106,6 @@ class AlbumentationsMapper:
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
         self.skip_broken = skip_broken and is_train
-        self._logged = set()
         logger.info("Albumentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
@@ -207,9 +184,7 @@ class AlbumentationsMapper:
         except BrokenImageError as error:
             if not self.skip_broken:
                 raise
-            if file_name not in self._logged:
-                logger.warning("skipped: %s", error)
-                self._logged.add(file_name)
+            log_first_n(logging.WARNING, f"skipped: {error}", key="message", name=__name__)
             return None
         detection_utils.check_image_size(dataset_dict, image)
         if labels is None:
@@ -251,14 +226,18 @@ def _numbered_boxes(annotations):
     return np.array(boxes, dtype=np.float64).reshape(-1, 5)
 
 
-def _bitmask(annotation, size, file_name):
-    """The mask of an annotation, uint8, (H, W)."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
+def _check_segmentation(annotation, file_name):
+    if not annotation.get("segmentation"):
         raise ValueError(
             f"{file_name}: the annotation with box {annotation['bbox']} has no segmentation, which "
             "MODEL.MASK_ON needs. Take a data set with masks, or set MODEL.MASK_ON False."
         )
+
+
+def _bitmask(annotation, size, file_name):
+    """The mask of an annotation, uint8, (H, W)."""
+    _check_segmentation(annotation, file_name)
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         return polygons_to_bitmask([np.asarray(polygon) for polygon in segmentation], *size).astype(np.uint8)
     mask = mask_util.decode(segmentation)
@@ -277,3 +256,34 @@ def _instances(size, boxes, annotations, masks):
         masks = np.array([masks[i] for i in kept], dtype=bool).reshape(-1, *size)
         instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return detection_utils.filter_empty_instances(instances)
+
+
+class CheckedDatasetMapper(DatasetMapper):
+    """Detectron2's own mapper (INPUT.MIN_SIZE_TRAIN etc.) with the errors of AlbumentationsMapper.
+
+    Args:
+        cfg (CfgNode): as Detectron2's mapper takes it; INPUT.SKIP_BROKEN counts in training.
+        is_train (bool): for inference, annotations are left out.
+    """
+
+    def __init__(self, cfg, is_train=True):
+        super().__init__(cfg, is_train=is_train)
+        self.skip_broken = cfg.INPUT.SKIP_BROKEN and is_train
+
+    def __call__(self, dataset_dict):
+        file_name = dataset_dict["file_name"]
+        if self.is_train and self.use_instance_mask:
+            for annotation in dataset_dict.get("annotations", []):
+                _check_segmentation(annotation, file_name)
+        try:
+            return super().__call__(dataset_dict)
+        except Exception:
+            # Whatever it was: if the file cannot be read a second time either, say which.
+            try:
+                read_image(file_name, "RGB")
+            except BrokenImageError as error:
+                if not self.skip_broken:
+                    raise
+                log_first_n(logging.WARNING, f"skipped: {error}", key="message", name=__name__)
+                return None
+            raise

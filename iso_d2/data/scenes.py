@@ -8,7 +8,7 @@ import numpy as np
 # Everything is drawn this many times larger and averaged down, which smooths the edges.
 SCALE = 4
 # Nothing is drawn that would leave less than this part of an object to be seen.
-MIN_VISIBLE = 0.4
+MIN_VISIBLE = 0.7
 MIN_SIDE = 6  # pixels
 
 
@@ -29,7 +29,7 @@ class Scene:
 
 
 def draw_scene(rng, height, width):
-    """Draw a street with one to five objects, nearer ones larger and in front.
+    """Draw a street with one to four objects, nearer ones larger and in front.
 
     Args:
         rng (numpy.random.Generator): decides everything.
@@ -43,13 +43,13 @@ def draw_scene(rng, height, width):
     canvas = _background(rng, height, width, horizon)
     owner = np.full((height, width), -1)
     classes, sizes = [], []
-    depths = np.sort(rng.uniform(0.0, 1.0, rng.integers(1, 6)))
+    depths = np.sort(rng.uniform(0.0, 1.0, rng.integers(1, 5)))
     for depth in depths:
         kind = int(rng.integers(3))
         ground = horizon + (0.12 + 0.83 * depth) * (height - horizon)
-        size = (0.3 + 0.45 * depth) * height * rng.uniform(0.85, 1.15)
+        size = (0.35 + 0.4 * depth) * height * rng.uniform(0.85, 1.15)
         trial = _Brush(canvas.copy())
-        _DRAW[kind](trial, rng, rng.uniform(0.08, 0.92) * width, ground, size)
+        _DRAW[kind](trial, rng, rng.uniform(0.15, 0.85) * width, ground, size)
         mask = trial.silhouette()
         trial_owner = np.where(mask, len(classes), owner)
         if all(_is_visible(trial_owner == index, full) for index, full in enumerate([*sizes, mask.sum()])):
@@ -60,7 +60,7 @@ def draw_scene(rng, height, width):
         return draw_scene(rng, height, width)
 
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float64)
-    image = image * rng.uniform(0.85, 1.2) + rng.normal(0.0, rng.uniform(2.0, 7.0), image.shape)
+    image = image * rng.uniform(0.85, 1.2) + rng.normal(0.0, rng.uniform(2.0, 5.0), image.shape)
     masks = [owner == index for index in range(len(classes))]
     return Scene(np.clip(image, 0, 255).astype(np.uint8), classes, masks)
 

@@ -42,8 +42,10 @@ def load_config(config_file="", opts=()):
         _merge(cfg, cfg.merge_from_file, str(config_file))
     _merge(cfg, cfg.merge_from_list, list(opts))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA device here: running on the CPU, without mixed precision")
+        logger.warning("No CUDA device here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        logger.warning("Detectron2's mixed precision needs CUDA: SOLVER.AMP.ENABLED is turned off")
         cfg.SOLVER.AMP.ENABLED = False
     _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])

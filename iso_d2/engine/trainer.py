@@ -1,11 +1,11 @@
 """Detectron2's DefaultTrainer with iso_d2's hooks, optimizer, mappers, evaluators and checkpointer."""
 
+import contextlib
 import logging
 import weakref
 
 from detectron2.data import (
     DatasetCatalog,
-    DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
@@ -16,7 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..data.batches import build_evaluation_batches, build_training_batches, in_memory
-from ..data.mappers import AlbumentationsMapper
+from ..data.mappers import AlbumentationsMapper, CheckedDatasetMapper
+from ..data.paths import dataset_root
 from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
 from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
@@ -27,10 +28,9 @@ from .schedule import epochs_to_iterations
 NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": "ROI_HEADS",
     "ImageClassifier": "CLASSIFIER",
-    "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
 }
-MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": DatasetMapper}
+MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": CheckedDatasetMapper}
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class Trainer(DefaultTrainer):
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        with _explained_missing_files():
+            data_loader = self.build_train_loader(cfg)
         for name in cfg.DATASETS.TRAIN:
             _check_num_classes(cfg, name)
         _check_same_classes(cfg)
@@ -117,12 +118,45 @@ class Trainer(DefaultTrainer):
                 hook.weights_loaded = loaded
 
     @classmethod
+    def evaluate(cls, cfg, resume=False):
+        """Evaluate a checkpoint on DATASETS.TEST, without training.
+
+        Args:
+            cfg (CfgNode): MODEL.WEIGHTS names the checkpoint.
+            resume (bool): take the last checkpoint in OUTPUT_DIR instead, if there is one.
+
+        Returns:
+            dict: results as from ``test``.
+
+        Raises:
+            ValueError: there is no checkpoint to evaluate, or it does not fit the model.
+        """
+        cls.check_test_datasets(cfg)
+        model = cls.build_model(cfg)
+        checkpointer = IsoCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+            raise ValueError(
+                "Nothing to evaluate: MODEL.WEIGHTS is empty"
+                + (f" and {cfg.OUTPUT_DIR} holds no checkpoint" if resume else "")
+                + ". Name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
+            )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        return cls.test(cfg, model)
+
+    @classmethod
     def check_datasets(cls, cfg):
         """Make sure that the training will not fail at its end for want of a test data set."""
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: give the name of a registered data set")
+        cls.check_test_datasets(cfg)
+
+    @classmethod
+    def check_test_datasets(cls, cfg):
+        """Make sure that each of DATASETS.TEST can be evaluated."""
         for name in cfg.DATASETS.TEST:
-            if not DatasetCatalog.get(name):
+            with _explained_missing_files():
+                records = DatasetCatalog.get(name)
+            if not records:
                 raise ValueError(f"Test data set {name!r} (DATASETS.TEST) has no images")
             cls.build_evaluator(cfg, name)
             _check_num_classes(cfg, name)
@@ -163,6 +197,20 @@ def build_mapper(cfg, is_train):
     if cfg.INPUT.MAPPER not in MAPPERS:
         raise ValueError(f"INPUT.MAPPER must be one of {', '.join(MAPPERS)}, got {cfg.INPUT.MAPPER!r}")
     return MAPPERS[cfg.INPUT.MAPPER](cfg, is_train=is_train)
+
+
+@contextlib.contextmanager
+def _explained_missing_files():
+    """Add what to do to the bare error of a data set that only names its missing file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.errno is None:  # not the system's own message, but one that says what to do
+            raise
+        raise FileNotFoundError(
+            f"A data set needs {error.filename}, which does not exist. The data set root is "
+            f"{dataset_root().absolute()}; set DETECTRON2_DATASETS to the folder that holds it."
+        ) from error
 
 
 def _check_num_classes(cfg, dataset_name):

@@ -11,6 +11,9 @@ from detectron2.utils import comm
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+# Pixels that the drawing of one image is at least wide
+MIN_WIDTH = 480
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,10 +63,12 @@ class VisualPredictions(DatasetEvaluator):
             for key, value in self._find_ground_truth(file_name).items()
             if (key == "annotations" and "instances" in output) or (key == "sem_seg_file_name" and sem_seg)
         }
+        # Labels keep their size, so a small image is drawn larger, or they would hide it.
+        scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
         panels = []
         if truth:
-            panels.append(Visualizer(pixels, self.metadata).draw_dataset_dict(truth).get_image())
-        visualizer = Visualizer(pixels, self.metadata)
+            panels.append(Visualizer(pixels, self.metadata, scale).draw_dataset_dict(truth).get_image())
+        visualizer = Visualizer(pixels, self.metadata, scale)
         if sem_seg:
             visualizer.draw_sem_seg(output["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)
         if "instances" in output:

@@ -20,6 +20,11 @@ class ISORes5ROIHeads(Res5ROIHeads):
     def _build_res5_block(cls, cfg):
         node = isonet_config(cfg)
         layout = isonet_layout(node.DEPTH, node.STEM)
+        if node.RES5_DILATION != 1:
+            raise ValueError(
+                "ISORes5ROIHeads has no dilated res5: set MODEL.ISONET.RES5_DILATION 1, "
+                f"got {node.RES5_DILATION}"
+            )
         if len(layout.blocks) != 4:
             raise ValueError(
                 f"ISORes5ROIHeads needs an ISONet with a res5, got MODEL.ISONET.DEPTH {node.DEPTH}, "

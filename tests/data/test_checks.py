@@ -44,6 +44,22 @@ def test_truncated_file(tmp_path, text):
         read_coco_json(path)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("images", "id", [7], r"images\[0\] has id \[7\]: give an integer"),
+        ("images", "file_name", None, r"images\[0\] has file_name None: give a text"),
+        ("annotations", "category_id", {}, r"annotations\[0\] has category_id {}: give an integer"),
+        ("annotations", "area", math.nan, r"annotations\[0\] has area nan: give a finite number"),
+        ("annotations", "area", "big", r"annotations\[0\] has area 'big'"),
+        ("annotations", "iscrowd", "0", r"annotations\[0\] has iscrowd '0': give 0 or 1"),
+    ],
+)
+def test_wrong_type(tmp_path, section, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        read_coco_json(write(tmp_path, **{section: [{**GOOD[section][0], key: value}]}))
+
+
 def test_a_json_list_is_no_coco_file(tmp_path):
     path = tmp_path / "set.json"
     path.write_text("[]")

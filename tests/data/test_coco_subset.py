@@ -106,6 +106,11 @@ def test_eight_have_two_classes_and_neither_crowds_nor_small_boxes(root):
     write_list(root, "train120", range(14), boxes)
     write_images(root, range(14))
     assert image_ids("coco_pbc_train8") == [2, 4, 5, 7, 8, 9, 10, 11]
+    annotations = root / "coco" / "annotations"
+    (annotations / "instances_person_bicycle_car_train120.json").rename(
+        annotations / "instances_person_bicycle_car_train1000.json"
+    )
+    assert image_ids("coco_pbc_train8") == [2, 4, 5, 7, 8, 9, 10, 11]
     evaluated = json.loads(Path(MetadataCatalog.get("coco_pbc_train8").json_file).read_text())
     assert len(evaluated["images"]) == 8
 

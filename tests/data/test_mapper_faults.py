@@ -9,7 +9,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from mapping import FLIP, STRETCH, config, mapper
 from PIL import Image
 
-from iso_d2.data import AlbumentationsMapper, BrokenImageError, build_transforms
+from iso_d2.data import AlbumentationsMapper, BrokenImageError, CheckedDatasetMapper, build_transforms
 
 
 @pytest.mark.parametrize("name", ["Resise", "__version__", "Compose", "BboxParams"])
@@ -87,6 +87,29 @@ def test_masks_wanted_but_not_in_the_data(record, value):
         ValueError, match=r"image.png: the annotation with box .* has no segmentation.*MASK_ON False"
     ):
         mapper(STRETCH)(record)
+
+
+def test_detectron2s_mapper_names_missing_masks_too(record):
+    cfg = config()
+    cfg.MODEL.MASK_ON = True
+    del record["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError, match=r"image.png: the annotation with box .* has no segmentation"):
+        CheckedDatasetMapper(cfg, is_train=True)(record)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_detectron2s_mapper_names_or_skips_broken_images_too(record, skip, caplog):
+    cfg = config()
+    cfg.INPUT.SKIP_BROKEN = skip
+    broken = truncate(record)
+    with pytest.raises(BrokenImageError, match=r"cannot read the image .*cut\.jpg"):
+        CheckedDatasetMapper(cfg, is_train=not skip)(broken)
+    if skip:
+        assert CheckedDatasetMapper(cfg, is_train=True)(broken) is None
+    # Anything else stays as it is.
+    with pytest.raises(SizeMismatchError):
+        CheckedDatasetMapper(cfg, is_train=True)({**record, "width": 120})
+    assert CheckedDatasetMapper(cfg, is_train=True)(record)["instances"].has("gt_boxes")
 
 
 def test_mask_of_another_size(record):

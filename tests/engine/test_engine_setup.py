@@ -55,6 +55,11 @@ def test_device(available, device, mixed, said, monkeypatch, log):
     )
 
 
+def test_mixed_precision_is_off_on_a_chosen_cpu(log):
+    assert not load_config(opts=["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "True"]).SOLVER.AMP.ENABLED
+    assert "SOLVER.AMP.ENABLED is turned off" in log.text
+
+
 def test_setup_writes_config_and_log(tmp_path):
     folder = str(tmp_path / "output")
     args = default_argument_parser().parse_args(["OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu"])

@@ -46,7 +46,7 @@ def test_training_leaves_losses_checkpoint_results_and_pictures(tmp_path):
     pictures = sorted(os.listdir(tmp_path / "visualizations" / "toy_test"))
     assert pictures == ["000_toy_test_0.png", "001_toy_test_1.png"]
     with Image.open(tmp_path / "visualizations" / "toy_test" / pictures[0]) as image:
-        assert image.size == (2 * engine_toys.WIDTH, engine_toys.HEIGHT)
+        assert image.size == (2 * 10 * engine_toys.WIDTH, 10 * engine_toys.HEIGHT)  # at least 480 wide
     assert os.path.isfile(tmp_path / "inference" / "toy_test" / "coco_instances_results.json")
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))
 
@@ -141,6 +141,17 @@ def test_unusable_data_sets_stop_before_the_model_is_built(tmp_path, monkeypatch
     monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
     with pytest.raises(ValueError, match=r"'toy_test' \(DATASETS\.TEST\) has no images"):
         Trainer(toy_config(tmp_path))
+
+
+def test_missing_files_of_detectron2s_own_sets_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name in ("TRAIN", "TEST"):
+        cfg = toy_config(tmp_path, f"DATASETS.{name}", ("coco_2017_val_100",))
+        with pytest.raises(
+            FileNotFoundError, match=r"instances_val2017_100\.json, which does not exist"
+        ) as error:
+            Trainer(cfg)
+        assert f"root is {tmp_path}; set DETECTRON2_DATASETS" in str(error.value)
 
 
 def test_more_classes_than_the_model_has(tmp_path):

@@ -47,12 +47,16 @@ def found(box, score):
 
 
 def draw(folder, inputs, outputs, num_images=1, **kwargs):
+    np.random.seed(0)  # Detectron2 draws in random colours, some of them as grey as the pictures
     evaluator = VisualPredictions(NAME, str(folder), num_images, **kwargs)
     evaluator.reset()
     for image, output in zip(inputs, outputs, strict=True):
         evaluator.process([image], [output])
     assert evaluator.evaluate() is None
-    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
+    pictures = [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("*.png"))]
+    # Small images are drawn eight times as large, 480 pixels wide.
+    assert all(picture.shape[0] == 8 * HEIGHT for picture in pictures)
+    return [picture[::8, ::8] for picture in pictures]
 
 
 def changed(panel):

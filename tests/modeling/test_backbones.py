@@ -119,6 +119,13 @@ def test_c4_heads_hold_res5_of_isonet_blocks():
     assert heads.res5(torch.randn(2, 1024, 14, 14)).shape == (2, 2048, 7, 7)
 
 
+def test_c4_heads_refuse_dilation():
+    cfg = make_cfg(RES5_DILATION=2)
+    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
+    with pytest.raises(ValueError, match=r"set MODEL\.ISONET\.RES5_DILATION 1, got 2"):
+        build_roi_heads(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
+
+
 def test_c4_heads_refuse_a_net_without_res5():
     cfg = make_cfg(DEPTH=20, STEM="cifar")
     cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"

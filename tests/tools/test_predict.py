@@ -23,7 +23,7 @@ def arguments(toy_data, tmp_path):
 
 
 def weights(tmp_path):
-    return ["MODEL.WEIGHTS", str(tmp_path / "toy.pth")]
+    return ["--opts", "MODEL.WEIGHTS", str(tmp_path / "toy.pth")]
 
 
 def test_folder_gives_pictures_and_a_json_that_pycocotools_reads(predict, arguments, tmp_path, capsys):
@@ -60,9 +60,11 @@ def test_broken_file_is_named_and_the_others_are_done(predict, arguments, tmp_pa
     ("image", "opts", "message"),
     [
         ("toy_test_0.png", [], "MODEL.WEIGHTS is empty: name a checkpoint"),
-        ("toy_test_0.png", ["MODEL.WEIGHTS", "absent.pth"], r"absent\.pth' does not exist"),
+        ("toy_test_0.png", ["--opts", "MODEL.WEIGHTS", "absent.pth"], r"absent\.pth' does not exist"),
         ("absent.png", [], r"absent\.png is neither a file nor a folder"),
         ("output", [], "no image"),
+        ("toy_test_0.png", ["--opts", "MODEL.WEIGHT", "x.pth"], "error: Non-existent.*MODEL.WEIGHTS"),
+        ("toy_test_0.png", ["--opts", "MODEL.WEIGHTS"], "odd length"),
     ],
 )
 def test_errors(predict, arguments, tmp_path, image, opts, message):

@@ -46,6 +46,13 @@ def test_evaluating_an_absent_checkpoint(train_net, config_file):
         train_net.main(parse(config_file, "--eval-only", "MODEL.WEIGHTS", "absent.pth"))
 
 
+def test_evaluating_nothing(train_net, config_file):
+    with pytest.raises(ValueError, match=r"Nothing to evaluate: MODEL\.WEIGHTS is empty\. Name"):
+        train_net.main(parse(config_file, "--eval-only"))
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty and .*output holds no checkpoint"):
+        train_net.main(parse(config_file, "--eval-only", "--resume"))
+
+
 def test_nan_stops_the_training(train_net, config_file):
     with pytest.raises(FloatingPointError, match="Loss became infinite or NaN at iteration=1"):
         train_net.main(parse(config_file, "SOLVER.BASE_LR", "1e30"))

@@ -41,6 +41,7 @@ def test_pictures_show_the_augmented_image(visualize_data, toy_data, tmp_path, c
     [
         (["--dataset", "toy_tset"], "'toy_tset' is not registered"),
         (["INPUT.MAPPER", "mine"], r"INPUT\.MAPPER must be one of"),
+        (["DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN is empty"),
     ],
 )
 def test_errors(visualize_data, toy_data, tmp_path, opts, message):
