@@ -20,6 +20,7 @@ setup(
         "albumentations>=2.0",
         "fvcore",
         "iopath",
+        "matplotlib",
         "numpy",
         "opencv-python-headless",
         "pillow",

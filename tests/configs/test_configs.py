@@ -92,7 +92,9 @@ def train_two_steps(name, changes, tmp_path):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detector_trains_and_infers(name, tmp_path):
-    trainer = train_two_steps(name, DETECTION, tmp_path)
+    # The focal loss of the few anchors on p6 and p7 is too small to move float32 weights at a low rate.
+    rate = {"SOLVER.BASE_LR": 1.0} if "retinanet" in name else {}
+    trainer = train_two_steps(name, {**DETECTION, **rate}, tmp_path)
     sample = DatasetCatalog.get("shapes_test")[:1]
     mapped = next(iter(Trainer.build_test_loader(trainer.cfg, "shapes_test")))
     with torch.no_grad():

@@ -105,7 +105,7 @@ def test_train_and_test_have_no_image_in_common(monkeypatch, tmp_path):
     monkeypatch.setattr(shapes, "SPLITS", {name: (3, seed) for name, (_, seed) in shapes.SPLITS.items()})
     for name in ("shapes_train", "shapes_test"):
         assert len(DatasetCatalog.get(name)) == 3
-    images = digests(tmp_path / "shapes_train-v1" / "images"), digests(tmp_path / "shapes_test-v1" / "images")
+    images = digests(tmp_path / "shapes_train-v2" / "images"), digests(tmp_path / "shapes_test-v2" / "images")
     assert not set(images[0].values()) & set(images[1].values())
 
 
@@ -113,9 +113,9 @@ def test_damaged_cache_says_what_to_remove(monkeypatch, tmp_path):
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLITS", {"test": (2, 1)})
     DatasetCatalog.get("shapes_test")
-    (tmp_path / "shapes_test-v1" / "images" / "000001.jpg").unlink()
+    (tmp_path / "shapes_test-v2" / "images" / "000001.jpg").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"000001.jpg. Remove .*shapes_test-v1: it is then made again"
+        FileNotFoundError, match=r"000001.jpg. Remove .*shapes_test-v2: it is then made again"
     ):
         DatasetCatalog.get("shapes_test")
 
@@ -136,4 +136,4 @@ def test_two_processes_may_make_the_set_at_once(monkeypatch, tmp_path):
     assert [queue.get(timeout=60) for _ in processes] == [4, 4]
     for process in processes:
         process.join()
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes_test-v1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes_test-v2"]
