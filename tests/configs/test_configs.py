@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from iso_d2.data.shapes import HEIGHT, WIDTH
 from iso_d2.engine import Trainer
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale
@@ -95,11 +95,10 @@ def test_detector_trains_and_infers(name, tmp_path):
     # The focal loss of the few anchors on p6 and p7 is too small to move float32 weights at a low rate.
     rate = {"SOLVER.BASE_LR": 1.0} if "retinanet" in name else {}
     trainer = train_two_steps(name, {**DETECTION, **rate}, tmp_path)
-    sample = DatasetCatalog.get("shapes_test")[:1]
     mapped = next(iter(Trainer.build_test_loader(trainer.cfg, "shapes_test")))
     with torch.no_grad():
         output = trainer.model(mapped)[0]
-    assert output["instances"].image_size == (sample[0]["height"], sample[0]["width"])
+    assert output["instances"].image_size == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
