@@ -53,6 +53,33 @@ def _iso_config():
     # Cross entropy against (1 - this) times the true class plus this spread evenly over all
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
+    cfg.MODEL.UNET = CN()
+    # Channels of the first resolution; they double at each further one
+    cfg.MODEL.UNET.BASE_CHANNELS = 64
+    # Number of resolutions: 5 is 64 to 1024 channels with four poolings
+    cfg.MODEL.UNET.DEPTH = 5
+    # True: ISO-UNet (SReLU, near-isometric start); False: UNet (ReLU, Kaiming initialisation)
+    cfg.MODEL.UNET.ISOMETRIC = True
+    # Normalization after each 3x3 convolution: "" (none), "BN", "GN", ... as in Detectron2
+    cfg.MODEL.UNET.NORM = ""
+    # ISO-UNet's start: "orthogonal", or "delta", the report's literal form, in which few channels live
+    cfg.MODEL.UNET.INIT = "orthogonal"
+    cfg.MODEL.UNET.IN_CHANNELS = 3
+    # 1: a foreground probability by a sigmoid; more: softmax over the classes, 0 the background
+    cfg.MODEL.UNET.NUM_CLASSES = 1
+    # "transposed" convolutions of UP_KERNEL (2 or 6) in the decoder, or "nearest" upsampling and a 3x3 one
+    cfg.MODEL.UNET.UP = "transposed"
+    cfg.MODEL.UNET.UP_KERNEL = 2
+    # Start of the SReLU thresholds b in max(x, b), and whether they are learned (the report fixes them)
+    cfg.MODEL.UNET.SRELU_INIT = -1.0
+    cfg.MODEL.UNET.SRELU_LEARNABLE = False
+    # "dice" (the report), "iou", "bce", "dice_bce"; with more than one class "dice", "iou", "cross_entropy"
+    cfg.MODEL.UNET.LOSS = "dice"
+    # eps in numerator and denominator of Dice and IoU: without it an empty mask has no gradient
+    cfg.MODEL.UNET.DICE_SMOOTH = 1.0
+    # Standardise channels by mean and std of each "image", or by PIXEL_MEAN and PIXEL_STD ("dataset")
+    cfg.MODEL.UNET.STANDARDIZE = "image"
+
     cfg.ISO = CN()
     cfg.ISO.DELTA_INIT = CN()
     # Delta-initialise the modules that INCLUDE names, when no weights were loaded.
@@ -66,8 +93,8 @@ def _iso_config():
     cfg.ISO.ORTHO.COEFF = 1e-4
     # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2
     cfg.ISO.ORTHO.MODE = "paper"
-    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: every ISONet convolution
-    # but 7x7 kernels and 3-channel inputs; in a model without ISONet, those of `backbone` but FPN's
+    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet but 7x7
+    # kernels, 3-channel inputs and UNet's output; in a model without either, those of `backbone` but FPN's
     cfg.ISO.ORTHO.INCLUDE = []
     # Convolutions to leave out, same form
     cfg.ISO.ORTHO.EXCLUDE = []
@@ -89,11 +116,21 @@ def _iso_config():
     # Epochs of warm-up
     cfg.SOLVER.WARMUP_EPOCHS = 0
 
+    cfg.SOLVER.AMP = CN()
+    # Mixed precision with SOLVER.AMP.ENABLED: "fp16" (CUDA only, scaled gradients) or "bf16" (CUDA and CPU)
+    cfg.SOLVER.AMP.PRECISION = "fp16"
+
     cfg.DATASETS = CN()
     # Data sets of one's own in COCO's format, to be registered: [name, json file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
     # Folders of labelled images with one folder a class, to be registered: [name, folder] each
     cfg.DATASETS.IMAGE_FOLDERS = []
+
+    # How lgg_train and lgg_val divide the slices: by "patient"; by "image" (the report's 85/15, one patient's
+    # slices on both sides); or as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0)
+    cfg.DATASETS.LGG_SPLIT = "patient"
+    cfg.DATASETS.LGG_FOLD = 0
+    cfg.DATASETS.LGG_FOLDS = 5
 
     cfg.INPUT = CN()
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
@@ -107,20 +144,27 @@ def _iso_config():
     cfg.INPUT.ALBUMENTATIONS.TEST = [["Resize", {"height": 512, "width": 512}]]
     # In training, replace an image that cannot be read by another one instead of stopping
     cfg.INPUT.SKIP_BROKEN = False
+    # Keep data sets that consist of arrays (CIFAR, shapes_cls; lgg and phantom, if ALBUMENTATIONS.TRAIN is
+    # empty) on MODEL.DEVICE and make whole batches there; False: one image at a time through MAPPER
+    cfg.INPUT.IN_MEMORY = True
     cfg.INPUT.CLASSIFICATION = CN()
-    # Keep data sets that consist of arrays (CIFAR, shapes_cls) on MODEL.DEVICE and augment whole batches
-    # there, as the next two keys say; False: one image at a time through MAPPER, like all others
-    cfg.INPUT.CLASSIFICATION.IN_MEMORY = True
-    # Mirror images at random in training
+    # Batches in memory: mirror images at random in training
     cfg.INPUT.CLASSIFICATION.FLIP = True
-    # In training, pad by so many black pixels and crop to the old size at random (CIFAR: 4); 0: do not
+    # The same: pad by so many black pixels and crop to the old size at random (CIFAR: 4); 0: do not
     cfg.INPUT.CLASSIFICATION.CROP_PADDING = 0
-    # Images a batch in evaluation, in each process; in memory or not
-    cfg.INPUT.CLASSIFICATION.TEST_BATCH = 512
 
     cfg.TEST = CN()
+    # Images a batch in each process when classifiers and UNets are evaluated; detectors take one at a time
+    cfg.TEST.BATCH_SIZE = 512
     # How many test images are drawn with their predictions at each evaluation; 0: none
     cfg.TEST.VISUALIZE = 8
     # With SOLVER.EPOCHS: evaluate after every so many epochs; 0: at the end only
     cfg.TEST.EVAL_EPOCHS = 0
+    cfg.TEST.SEGMENTATION = CN()
+    # Probability from which a pixel counts as foreground
+    cfg.TEST.SEGMENTATION.THRESHOLD = 0.5
+    # Measure masks after keeping the largest connected component of each patient's prediction
+    cfg.TEST.SEGMENTATION.LARGEST_COMPONENT = False
+    # eps of the report's soft Dice loss and IoU
+    cfg.TEST.SEGMENTATION.SMOOTH = 1.0
     return cfg

@@ -61,7 +61,7 @@ class TrainingBatches:
 
     Args:
         images (Tensor): uint8, (N, 3, H, W), on the device where the batches are wanted.
-        labels (Tensor): int64, (N,), on the same device.
+        labels (Tensor): int64 (N,), or uint8 (N, H, W) with neither flip nor crop; on the same device.
         batch_size (int): images a step over all processes.
         seed (int): of the shuffling and the augmentation; the same in all processes.
         flip (bool): mirror images at random.
@@ -135,7 +135,7 @@ class EvaluationBatches:
 
     def __init__(self, images, labels, batch_size, rank=0, world_size=1):
         if batch_size < 1:
-            raise ValueError(f"INPUT.CLASSIFICATION.TEST_BATCH must be at least 1, got {batch_size}")
+            raise ValueError(f"TEST.BATCH_SIZE must be at least 1, got {batch_size}")
         share = evaluation_share(len(images), rank, world_size)
         self.images, self.labels = images[share], labels[share]
         self.batch_size = batch_size
@@ -157,21 +157,29 @@ def evaluation_share(size, rank, world_size):
 
 
 def in_memory(cfg, names):
-    """Whether data sets are to be loaded as whole batches: each has arrays, and the config asks for it.
+    """Whether data sets are to be loaded as whole batches: each has arrays, and the config allows it.
 
     Args:
-        cfg (CfgNode): INPUT.CLASSIFICATION.IN_MEMORY.
+        cfg (CfgNode): INPUT.IN_MEMORY; and segmented images must not be augmented, INPUT.ALBUMENTATIONS.TRAIN
+            be empty, since the batches here only know the augmentation of classifiers.
         names (sequence[str]): registered data sets.
 
     Returns:
         bool
     """
+    if any(_is_segmentation(name) for name in names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
+        return False
     arrays = [MetadataCatalog.get(name).get("load_arrays") is not None for name in names]
-    return cfg.INPUT.CLASSIFICATION.IN_MEMORY and all(arrays)
+    return cfg.INPUT.IN_MEMORY and all(arrays)
+
+
+def _is_segmentation(name):
+    return MetadataCatalog.get(name).get("evaluator_type") == "medical_segmentation"
 
 
 def build_training_batches(cfg):
-    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE, with the augmentation of INPUT.CLASSIFICATION.
+    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE: of labelled images with the augmentation of
+    INPUT.CLASSIFICATION, of segmented ones unchanged.
 
     Args:
         cfg (CfgNode): the data sets have ``load_arrays`` in their metadata.
@@ -183,12 +191,13 @@ def build_training_batches(cfg):
         ValueError: as TrainingBatches, or INPUT.FORMAT is neither RGB nor BGR.
     """
     options = cfg.INPUT.CLASSIFICATION
+    segments = any(_is_segmentation(name) for name in cfg.DATASETS.TRAIN)
     return TrainingBatches(
         *_load(cfg, cfg.DATASETS.TRAIN),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=comm.shared_random_seed(),
-        flip=options.FLIP,
-        crop_padding=options.CROP_PADDING,
+        flip=options.FLIP and not segments,
+        crop_padding=0 if segments else options.CROP_PADDING,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
@@ -198,21 +207,21 @@ def build_evaluation_batches(cfg, name):
     """EvaluationBatches over a data set, on MODEL.DEVICE.
 
     Args:
-        cfg (CfgNode): INPUT.CLASSIFICATION.TEST_BATCH and INPUT.FORMAT are read.
+        cfg (CfgNode): TEST.BATCH_SIZE and INPUT.FORMAT are read.
         name (str): a registered data set with ``load_arrays`` in its metadata.
 
     Returns:
         EvaluationBatches
     """
     images, labels = _load(cfg, [name])
-    batch_size = cfg.INPUT.CLASSIFICATION.TEST_BATCH
+    batch_size = cfg.TEST.BATCH_SIZE
     return EvaluationBatches(images, labels, batch_size, comm.get_rank(), comm.get_world_size())
 
 
 def _load(cfg, names):
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {cfg.INPUT.FORMAT!r}")
-    check_metadata_consistency("thing_classes", names)
+    check_metadata_consistency("stuff_classes" if _is_segmentation(names[0]) else "thing_classes", names)
     parts = [MetadataCatalog.get(name).load_arrays() for name in names]
     images = torch.from_numpy(np.concatenate([part.images for part in parts]))
     labels = torch.from_numpy(np.concatenate([part.labels for part in parts]))

@@ -1,4 +1,4 @@
-"""Image files in one folder a class, as ImageNet has them: ``root/<class>/*.jpg``."""
+"""Image files in one folder a class: ``root/<class>/*.jpg``; imagenet_train and imagenet_val are such."""
 
 import functools
 import logging
@@ -6,6 +6,7 @@ import os
 
 from detectron2.data import MetadataCatalog
 
+from .paths import dataset_root
 from .registration import register
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -81,3 +82,17 @@ def _images(folder):
         for entry in os.scandir(folder)
         if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
     )
+
+
+def _load_imagenet(split):
+    root = dataset_root() / "imagenet" / split
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"imagenet_{split} must lie in {root.absolute()}, one folder a class. Set DETECTRON2_DATASETS "
+            "to the folder that holds imagenet/, or name folders elsewhere in DATASETS.IMAGE_FOLDERS."
+        )
+    return load_image_folder(f"imagenet_{split}", root)
+
+
+for _split in ("train", "val"):
+    register(f"imagenet_{_split}", functools.partial(_load_imagenet, _split), evaluator_type="classification")

@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import configurable
-from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
 from PIL import Image
@@ -19,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network fo
 import albumentations as A
 
 from .images import BrokenImageError, read_image
+from .label_checks import check_labels
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class AlbumentationsMapper:
             loader takes another one; the file is named in the log.
         whole_image (bool): predictions are of the image as a whole (ImageClassifier), so that there is
             nothing to undo and inference may crop.
+        label_range (tuple[int] or None): in training, the number of classes that labels of a semantic
+            segmentation are checked against, and the value of pixels to ignore.
     """
 
     @configurable
@@ -93,6 +96,7 @@ class AlbumentationsMapper:
         use_instance_mask=False,
         skip_broken=False,
         whole_image=False,
+        label_range=None,
     ):
         if image_format not in _FORMATS:
             raise ValueError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)} here, got {image_format!r}")
@@ -106,6 +110,7 @@ class AlbumentationsMapper:
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
         self.skip_broken = skip_broken and is_train
+        self.label_range = label_range if is_train else None
         logger.info("Albumentations in %s: %s", "training" if is_train else "inference", augmentations)
 
     @classmethod
@@ -123,6 +128,7 @@ class AlbumentationsMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "skip_broken": cfg.INPUT.SKIP_BROKEN,
             "whole_image": cfg.MODEL.META_ARCHITECTURE == "ImageClassifier",
+            "label_range": label_range_of(cfg),
         }
 
     def __call__(self, dataset_dict):
@@ -130,11 +136,12 @@ class AlbumentationsMapper:
 
         Args:
             dataset_dict (dict): Detectron2's format; it is not changed. ``image_array`` (uint8 RGB,
-                (3, H, W)) may take the place of ``file_name``.
+                (3, H, W)) may take the place of ``file_name``, with ``sem_seg_array`` (uint8, (H, W)) that of
+                ``sem_seg_file_name``.
 
         Returns:
             dict or None: a copy with ``image`` (uint8, (C, H, W)); with ``sem_seg`` (int64, (H, W)) if it has
-            a ``sem_seg_file_name``; in training, if it has annotations, with ``instances`` (gt_boxes XYXY in
+            labels; in training, if it has annotations, with ``instances`` (gt_boxes XYXY in
             pixels, gt_classes, gt_masks). ``height`` and ``width`` are the file's; what else the dict holds
             (``label``) stays. None: skipped as broken.
 
@@ -175,7 +182,10 @@ class AlbumentationsMapper:
         if "image_array" in dataset_dict:
             pixels = dataset_dict.pop("image_array").transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
             image = Image.fromarray(np.ascontiguousarray(pixels))
-            return {"image": detection_utils.convert_PIL_to_numpy(image, read_format)}
+            targets = {"image": detection_utils.convert_PIL_to_numpy(image, read_format)}
+            if "sem_seg_array" in dataset_dict:
+                targets["mask"] = dataset_dict.pop("sem_seg_array")
+            return targets
         file_name = dataset_dict["file_name"]
         label_file = dataset_dict.pop("sem_seg_file_name", None)
         try:
@@ -193,6 +203,8 @@ class AlbumentationsMapper:
             raise ValueError(
                 f"{label_file} is of size {labels.shape}, its image {file_name} of {image.shape[:2]}"
             )
+        if self.label_range is not None:
+            check_labels(labels, *self.label_range, label_file)
         return {"image": image, "mask": labels}
 
     def _to_tensor(self, image):
@@ -205,6 +217,13 @@ class AlbumentationsMapper:
         if self.image_format == "BGR":
             image = image[:, :, ::-1]
         return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H, W, C) -> (C, H, W)
+
+
+def label_range_of(cfg):
+    """Number of classes and ignored label of Detectron2's head for semantic segmentation, if there is one."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    has_head = cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN")
+    return (head.NUM_CLASSES, head.IGNORE_VALUE) if has_head else None
 
 
 def _check_test_transforms(transforms):
@@ -226,7 +245,7 @@ def _numbered_boxes(annotations):
     return np.array(boxes, dtype=np.float64).reshape(-1, 5)
 
 
-def _check_segmentation(annotation, file_name):
+def check_segmentation(annotation, file_name):
     if not annotation.get("segmentation"):
         raise ValueError(
             f"{file_name}: the annotation with box {annotation['bbox']} has no segmentation, which "
@@ -236,7 +255,7 @@ def _check_segmentation(annotation, file_name):
 
 def _bitmask(annotation, size, file_name):
     """The mask of an annotation, uint8, (H, W)."""
-    _check_segmentation(annotation, file_name)
+    check_segmentation(annotation, file_name)
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         return polygons_to_bitmask([np.asarray(polygon) for polygon in segmentation], *size).astype(np.uint8)
@@ -256,34 +275,3 @@ def _instances(size, boxes, annotations, masks):
         masks = np.array([masks[i] for i in kept], dtype=bool).reshape(-1, *size)
         instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return detection_utils.filter_empty_instances(instances)
-
-
-class CheckedDatasetMapper(DatasetMapper):
-    """Detectron2's own mapper (INPUT.MIN_SIZE_TRAIN etc.) with the errors of AlbumentationsMapper.
-
-    Args:
-        cfg (CfgNode): as Detectron2's mapper takes it; INPUT.SKIP_BROKEN counts in training.
-        is_train (bool): for inference, annotations are left out.
-    """
-
-    def __init__(self, cfg, is_train=True):
-        super().__init__(cfg, is_train=is_train)
-        self.skip_broken = cfg.INPUT.SKIP_BROKEN and is_train
-
-    def __call__(self, dataset_dict):
-        file_name = dataset_dict["file_name"]
-        if self.is_train and self.use_instance_mask:
-            for annotation in dataset_dict.get("annotations", []):
-                _check_segmentation(annotation, file_name)
-        try:
-            return super().__call__(dataset_dict)
-        except Exception:
-            # Whatever it was: if the file cannot be read a second time either, say which.
-            try:
-                read_image(file_name, "RGB")
-            except BrokenImageError as error:
-                if not self.skip_broken:
-                    raise
-                log_first_n(logging.WARNING, f"skipped: {error}", key="message", name=__name__)
-                return None
-            raise

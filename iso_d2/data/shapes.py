@@ -2,11 +2,16 @@
 
 Each image has boxes and polygon masks of the visible part of every object (a COCO file, evaluated with
 COCOEvaluator) and a label image for semantic segmentation: 0 background, 1 person, 2 bicycle, 3 car.
+
+    shapes_sem_seg_train, _test     the label images alone, evaluated with SemSegEvaluator
+    shapes_panoptic_train, _test    the annotations, and label images as PanopticFPN needs them: 0 for all
+                                    things, which it takes for no stuff, 1 background
 """
 
 import functools
 import json
 import logging
+import os
 
 import cv2
 import numpy as np
@@ -75,17 +80,43 @@ def _describe(mask):
     }
 
 
-def _load(split):
+def _load(split, kind=""):
     num_images, seed = SPLITS[split]
     folder = cache_root() / f"shapes_{split}-v{VERSION}"
     if not folder.is_dir():
         logger.info("drawing the %d images of shapes_%s into %s", num_images, split, folder)
     make_once(folder, lambda unfinished: make_shapes(unfinished, num_images, seed))
     hint = f"Remove {folder}: it is then made again."
-    dataset_dicts = load_coco(f"shapes_{split}", folder / "annotations.json", folder / "images", hint)
+    name = f"shapes_{kind}{split}"
+    dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", hint)
     for record in dataset_dicts:
         record["sem_seg_file_name"] = str(folder / "sem_seg" / f"{record['image_id']:06d}.png")
     return dataset_dicts
+
+
+def _load_sem_seg(split):
+    dataset_dicts = _load(split)
+    for record in dataset_dicts:
+        del record["annotations"]
+    return dataset_dicts
+
+
+def _load_panoptic(split):
+    dataset_dicts = _load(split, "panoptic_")
+    folder = cache_root() / f"shapes_stuff_{split}-v{VERSION}"
+    make_once(folder, functools.partial(_write_stuff, dataset_dicts))
+    for record in dataset_dicts:
+        record["sem_seg_file_name"] = str(folder / os.path.basename(record["sem_seg_file_name"]))
+    return dataset_dicts
+
+
+def _write_stuff(dataset_dicts, folder):
+    for record in dataset_dicts:
+        with Image.open(record["sem_seg_file_name"]) as file:
+            background = np.asarray(file) == 0
+        Image.fromarray(background.astype(np.uint8)).save(
+            folder / os.path.basename(record["sem_seg_file_name"])
+        )
 
 
 for _split in SPLITS:
@@ -94,5 +125,19 @@ for _split in SPLITS:
         functools.partial(_load, _split),
         thing_classes=CLASSES,
         stuff_classes=["background", *CLASSES],
+        ignore_label=255,
+    )
+    register(
+        f"shapes_sem_seg_{_split}",
+        functools.partial(_load_sem_seg, _split),
+        evaluator_type="sem_seg",
+        stuff_classes=["background", *CLASSES],
+        ignore_label=255,
+    )
+    register(
+        f"shapes_panoptic_{_split}",
+        functools.partial(_load_panoptic, _split),
+        thing_classes=CLASSES,
+        stuff_classes=["things", "background"],
         ignore_label=255,
     )

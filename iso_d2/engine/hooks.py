@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..isometry import SharedScale, delta_init_, orthogonality_losses
-from ..modeling import IsoBlock, ISONet
+from ..modeling import IsoBlock, ISONet, UNet
 
 NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -99,15 +99,17 @@ class OrthogonalityLossHook(HookBase):
         coeff (float): gamma.
         mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`.
         include (sequence of str or None): patterns of the layers to penalise. None: the convolutions
-            of every ISONet and IsoBlock; in a model without them those of ``model.backbone``, but not
-            an FPN's own; of these all but 7x7 kernels and 3-channel inputs, as in the paper's code.
+            of every ISONet, IsoBlock and UNet; in a model without them those of ``model.backbone``, but
+            not an FPN's own; of these all but 7x7 kernels, 3-channel inputs and, like the linear layer of
+            a classifier, UNet's output, as in the paper's code. A UNet that is not isometric counts, too.
         exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
 
     Raises:
         ValueError: coefficient, period or log period out of range, unknown mode; in :meth:`before_train`,
-            a pattern that matches no convolution, or no `include` for a model without ISONet and `backbone`.
+            a pattern that matches no convolution, or no `include` for a model without ISONet, UNet and
+            `backbone`.
     """
 
     def __init__(self, coeff, mode="paper", include=None, exclude=(), period=1, log_period=100):
@@ -216,18 +218,23 @@ def _paths(name):
 
 
 def _default_layers(model, convs):
-    roots = [name for name, module in model.named_modules() if isinstance(module, (ISONet, IsoBlock))]
+    roots = [name for name, module in model.named_modules() if isinstance(module, (ISONet, IsoBlock, UNet))]
     if roots:
         names = [n for n in convs if any(root == "" or n.startswith(root + ".") for root in roots)]
     elif isinstance(getattr(model, "backbone", None), nn.Module):
         names = [n for n in convs if re.match(r"backbone\.(?!fpn_|top_block\b)", n)]
     else:
         raise ValueError(
-            f"{type(model).__name__} has neither an ISONet nor a module `backbone`: name the layers to "
-            "penalise in `include` (ISO.ORTHO.INCLUDE). "
+            f"{type(model).__name__} has neither an ISONet, a UNet nor a module `backbone`: name the "
+            "layers to penalise in `include` (ISO.ORTHO.INCLUDE). "
             f"Its modules: {', '.join(name for name, _ in model.named_children())}"
         )
-    return [n for n in names if convs[n].kernel_size != (7, 7) and convs[n].in_channels != 3]
+    outputs = {module.output for module in model.modules() if isinstance(module, UNet)}
+    return [
+        n
+        for n in names
+        if convs[n].kernel_size != (7, 7) and convs[n].in_channels != 3 and convs[n] not in outputs
+    ]
 
 
 def _branch_ends(model):

@@ -7,6 +7,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 
+from ..data import read_image
+from ..data.lgg_preprocessing import preprocess_image
+from ..modeling import UNetSegmentor
+from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
 from .trainer import build_mapper
 
@@ -15,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 class Predictor:
     """Run a model on image files with the mapper that evaluation uses (INPUT.ALBUMENTATIONS.TEST).
+
+    Where the model was trained on preprocessed slices (lgg, phantom: their metadata have ``image_size``),
+    images are cropped to the head and resized alike, and what comes out is brought back.
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
@@ -32,6 +39,9 @@ class Predictor:
         self.model = build_model(cfg).eval()
         IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.mapper = build_mapper(cfg, is_train=False)
+        self.image_size = None
+        for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+            self.image_size = self.image_size or MetadataCatalog.get(name).get("image_size")
 
     @torch.no_grad()
     def __call__(self, file_name):
@@ -47,7 +57,18 @@ class Predictor:
         Raises:
             BrokenImageError: the file cannot be read.
         """
-        output = self.model([self.mapper({"file_name": file_name})])[0]
+        record = {"file_name": file_name}
+        if self.image_size is not None:
+            image = read_image(file_name, "RGB")
+            record["image_array"], placement = preprocess_image(image, self.image_size)
+            original = {"height": image.shape[0], "width": image.shape[1], "placement": placement}
+            if isinstance(self.model, UNetSegmentor):  # which brings its output back by itself
+                record |= original
+            else:
+                record |= {"height": self.image_size, "width": self.image_size}
+                output = self.model([self.mapper(record)])[0]
+                return {"sem_seg": to_original(output["sem_seg"].softmax(dim=0), original)}
+        output = self.model([self.mapper(record)])[0]
         if "instances" in output:
             output["instances"] = output["instances"].to("cpu")
         return output

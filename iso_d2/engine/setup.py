@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
-from ..data import register_coco_json, register_image_folder
+from ..data import register_coco_json, register_image_folder, register_lgg
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 def load_config(config_file="", opts=()):
     """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
 
-    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered. On a machine without
-    CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision is turned off.
+    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered, those of LGG by the split
+    of DATASETS.LGG_SPLIT. On a machine without
+    CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision with fp16 is turned off.
 
     Args:
         config_file (str or Path): a yaml file; "" for the defaults alone.
@@ -32,7 +33,7 @@ def load_config(config_file="", opts=()):
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist; the message names similar ones.
-        ValueError: an entry of one of these two that is not as many strings as it should be.
+        ValueError: an entry of one of these two is not as many strings as it should be; no such LGG split.
     """
     cfg = get_cfg()
     add_iso_config(cfg)
@@ -44,11 +45,12 @@ def load_config(config_file="", opts=()):
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        logger.warning("Detectron2's mixed precision needs CUDA: SOLVER.AMP.ENABLED is turned off")
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.PRECISION == "fp16":
+        logger.warning("Mixed precision with fp16 needs CUDA: SOLVER.AMP.ENABLED is turned off (bf16 works)")
         cfg.SOLVER.AMP.ENABLED = False
     _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
+    register_lgg(cfg.DATASETS.LGG_SPLIT, cfg.DATASETS.LGG_FOLD, cfg.DATASETS.LGG_FOLDS)
     return cfg
 
 

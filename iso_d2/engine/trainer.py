@@ -10,17 +10,19 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..data.batches import build_evaluation_batches, build_training_batches, in_memory
-from ..data.mappers import AlbumentationsMapper, CheckedDatasetMapper
+from ..data.mappers import AlbumentationsMapper
 from ..data.paths import dataset_root
+from ..data.stock_mapper import CheckedDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
 from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
+from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
 from .schedule import epochs_to_iterations
 
@@ -30,6 +32,8 @@ NUM_CLASSES_KEYS = {
     "ImageClassifier": "CLASSIFIER",
     "RetinaNet": "RETINANET",
 }
+# Types of data sets whose images are all of one size once they are mapped
+ONE_SIZE = ("classification", "medical_segmentation")
 MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": CheckedDatasetMapper}
 
 logger = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class Trainer(DefaultTrainer):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        make_inner_trainer = inner_trainer(cfg)
         self.check_datasets(cfg)
         cfg = epochs_to_iterations(cfg)
 
@@ -69,8 +74,7 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
         )
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(model, data_loader, optimizer)
+        self._trainer = make_inner_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = IsoCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -148,12 +152,15 @@ class Trainer(DefaultTrainer):
         """Make sure that the training will not fail at its end for want of a test data set."""
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: give the name of a registered data set")
+        for name in cfg.DATASETS.TRAIN:
+            _check_kind(cfg, name)
         cls.check_test_datasets(cfg)
 
     @classmethod
     def check_test_datasets(cls, cfg):
         """Make sure that each of DATASETS.TEST can be evaluated."""
         for name in cfg.DATASETS.TEST:
+            _check_kind(cfg, name)
             with _explained_missing_files():
                 records = DatasetCatalog.get(name)
             if not records:
@@ -173,14 +180,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        if in_memory(cfg, [dataset_name]):
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "classification" and in_memory(cfg, [dataset_name]):
             return build_evaluation_batches(cfg, dataset_name)
-        classifies = MetadataCatalog.get(dataset_name).get("evaluator_type") == "classification"
         return build_detection_test_loader(
             cfg,
             dataset_name,
             mapper=build_mapper(cfg, is_train=False),
-            batch_size=cfg.INPUT.CLASSIFICATION.TEST_BATCH if classifies else 1,
+            batch_size=cfg.TEST.BATCH_SIZE if kind in ONE_SIZE else 1,
         )
 
     @classmethod
@@ -213,6 +220,23 @@ def _explained_missing_files():
         ) from error
 
 
+def _check_kind(cfg, dataset_name):
+    """Slices come as arrays with a placement, which only UNetSegmentor and AlbumentationsMapper know."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
+    if kind == "medical_segmentation" and not (is_unet and cfg.INPUT.MAPPER == "albumentations"):
+        raise ValueError(
+            f"Data set {dataset_name!r} is for MODEL.META_ARCHITECTURE UNetSegmentor with INPUT.MAPPER "
+            f"albumentations, got {cfg.MODEL.META_ARCHITECTURE} and {cfg.INPUT.MAPPER}. "
+            "For SemanticSegmentor the LGG slices are lgg_sem_seg_train and lgg_sem_seg_val."
+        )
+    if kind == "sem_seg" and is_unet and cfg.MODEL.UNET.NUM_CLASSES == 1:
+        raise ValueError(
+            f"Data set {dataset_name!r} is evaluated by the best of several classes: "
+            "set MODEL.UNET.NUM_CLASSES to their number, background included"
+        )
+
+
 def _check_num_classes(cfg, dataset_name):
     """A label beyond the model's classes would be an index out of range in the middle of the training."""
     key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
@@ -238,6 +262,8 @@ def _check_same_classes(cfg):
 
 
 def _warn_of_unscaled_images(cfg, model):
+    if getattr(model, "standardize", None) == "image":
+        return
     backbone = getattr(model, "backbone", model)
     normalizes = any(isinstance(m, (*NORM_LAYERS, FrozenBatchNorm2d)) for m in backbone.modules())
     if not normalizes and all(std == 1 for std in cfg.MODEL.PIXEL_STD):

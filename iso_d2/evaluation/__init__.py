@@ -2,6 +2,15 @@
 
 from .build import build_evaluator
 from .classification import ClassificationEvaluator
+from .segmentation import SegmentationEvaluator
+from .segmentation_pictures import draw_overlay
 from .visualization import VisualPredictions, draw_model_input
 
-__all__ = ["ClassificationEvaluator", "VisualPredictions", "build_evaluator", "draw_model_input"]
+__all__ = [
+    "ClassificationEvaluator",
+    "SegmentationEvaluator",
+    "VisualPredictions",
+    "build_evaluator",
+    "draw_model_input",
+    "draw_overlay",
+]

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -10,18 +11,47 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from PIL import Image
 
 from .classification import ClassificationEvaluator
+from .segmentation import SegmentationEvaluator
 from .visualization import VisualPredictions
 
-# evaluator_type in a data set's metadata -> evaluator of (data set name, output folder)
+# evaluator_type in a data set's metadata -> evaluator of (config, data set name, output folder)
 EVALUATORS = {
-    "classification": ClassificationEvaluator,
-    "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
-    "lvis": lambda name, folder: LVISEvaluator(name, output_dir=folder),
-    "pascal_voc": lambda name, folder: PascalVOCDetectionEvaluator(name),
-    "sem_seg": lambda name, folder: SemSegEvaluator(name, output_dir=folder),
+    "classification": lambda cfg, name, folder: ClassificationEvaluator(name, folder),
+    "coco": lambda cfg, name, folder: COCOEvaluator(name, output_dir=folder),
+    "lvis": lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),
+    "medical_segmentation": lambda cfg, name, folder: SegmentationEvaluator(
+        name,
+        folder,
+        smooth=cfg.TEST.SEGMENTATION.SMOOTH,
+        threshold=cfg.TEST.SEGMENTATION.THRESHOLD,
+        largest_component=cfg.TEST.SEGMENTATION.LARGEST_COMPONENT,
+        pictures_folder=_pictures(cfg, name),
+        num_pictures=cfg.TEST.VISUALIZE,
+    ),
+    "pascal_voc": lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),
+    "sem_seg": lambda cfg, name, folder: SemSegEvaluator(
+        name, output_dir=folder, sem_seg_loading_fn=read_labels
+    ),
 }
+# Those that draw what belongs to them themselves: a confusion matrix, patients
+DRAWING = ("classification", "medical_segmentation")
+
+
+def read_labels(path, dtype):
+    """Read a label image; Detectron2's own function for it fails with NumPy 2.
+
+    Args:
+        path (str): of an image with one channel.
+        dtype: of the array.
+
+    Returns:
+        ndarray: (H, W).
+    """
+    with Image.open(path) as image:
+        return np.array(image, dtype)
 
 
 def build_evaluator(cfg, dataset_name, output_folder=None):
@@ -46,9 +76,12 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
             f"MetadataCatalog.get({dataset_name!r}).evaluator_type = ..."
         )
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    evaluator = EVALUATORS[evaluator_type](dataset_name, folder)
-    # A classifier's picture is its confusion matrix.
-    if cfg.TEST.VISUALIZE == 0 or evaluator_type == "classification":
+    evaluator = EVALUATORS[evaluator_type](cfg, dataset_name, folder)
+    if cfg.TEST.VISUALIZE == 0 or evaluator_type in DRAWING:
         return evaluator
-    pictures = os.path.join(cfg.OUTPUT_DIR, "visualizations", dataset_name)
-    return DatasetEvaluators([evaluator, VisualPredictions(dataset_name, pictures, cfg.TEST.VISUALIZE)])
+    pictures = VisualPredictions(dataset_name, _pictures(cfg, dataset_name), cfg.TEST.VISUALIZE)
+    return DatasetEvaluators([evaluator, pictures])
+
+
+def _pictures(cfg, dataset_name):
+    return os.path.join(cfg.OUTPUT_DIR, "visualizations", dataset_name)

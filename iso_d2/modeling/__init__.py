@@ -1,8 +1,21 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
-from . import backbones, cifar_resnet, classifier, roi_heads
+from . import backbones, cifar_resnet, classifier, roi_heads, segmentor
 from .blocks import IsoBlock
 from .classifier import ImageClassifier
 from .isonet import ISONet
+from .segmentor import UNetSegmentor
+from .unet import UNet
 
-__all__ = ["ISONet", "ImageClassifier", "IsoBlock", "backbones", "cifar_resnet", "classifier", "roi_heads"]
+__all__ = [
+    "ISONet",
+    "ImageClassifier",
+    "IsoBlock",
+    "UNet",
+    "UNetSegmentor",
+    "backbones",
+    "cifar_resnet",
+    "classifier",
+    "roi_heads",
+    "segmentor",
+]

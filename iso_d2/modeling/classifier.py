@@ -8,6 +8,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
 from torch.nn import functional as F
 
+from .batched_inputs import check_labels_given
+
 
 @META_ARCH_REGISTRY.register()
 class ImageClassifier(nn.Module):
@@ -80,7 +82,8 @@ class ImageClassifier(nn.Module):
             softmax: (num_classes,) for each dict of a list, (B, num_classes) for one batch.
 
         Raises:
-            ValueError: images of several sizes, a label that is out of range.
+            ValueError: images of several sizes, a label that is out of range (a batch whose labels are
+                on a GPU already is taken as it is).
             KeyError: no label in training.
         """
         is_batch = isinstance(batched_inputs, Mapping)
@@ -108,13 +111,10 @@ class ImageClassifier(nn.Module):
 
     def _labels(self, inputs, is_batch):
         key = "labels" if is_batch else "label"
-        lacking = next((x for x in ([inputs] if is_batch else inputs) if key not in x), None)
-        if lacking is not None:
-            raise KeyError(
-                f"ImageClassifier needs {key!r} in training, got only {', '.join(map(repr, lacking))}: "
-                "is DATASETS.TRAIN a classification data set?"
-            )
+        check_labels_given(inputs, is_batch, key, "ImageClassifier", "classification")
         labels = inputs["labels"] if is_batch else torch.tensor([x["label"] for x in inputs])
+        if labels.is_cuda:  # to look at them would make every step wait for the GPU
+            return labels.long()
         low, high = (value.item() for value in labels.aminmax())
         if low < 0 or high >= self.num_classes:
             raise ValueError(

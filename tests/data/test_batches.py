@@ -197,10 +197,13 @@ def test_several_training_sets_are_joined(registered):
 def test_the_config_decides(registered):
     loader = build_training_batches(config(FLIP=False, CROP_PADDING=3))
     assert (loader.flip, loader.crop_padding, loader.batch_size) == (False, 3, 9)
-    assert [len(x["labels"]) for x in build_evaluation_batches(config(TEST_BATCH=4), "arrays_a")] == [4, 2]
-    assert in_memory(config(), ["arrays_a", "arrays_b"])
-    assert not in_memory(config(), ["arrays_a", "shapes_train"])
-    assert not in_memory(config(IN_MEMORY=False), ["arrays_a"])
+    cfg = config()
+    cfg.TEST.BATCH_SIZE = 4
+    assert [len(x["labels"]) for x in build_evaluation_batches(cfg, "arrays_a")] == [4, 2]
+    assert in_memory(cfg, ["arrays_a", "arrays_b"])
+    assert not in_memory(cfg, ["arrays_a", "shapes_train"])
+    cfg.INPUT.IN_MEMORY = False
+    assert not in_memory(cfg, ["arrays_a"])
 
 
 @pytest.mark.parametrize(("image_format", "planes"), [("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])])

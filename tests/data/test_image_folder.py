@@ -69,6 +69,18 @@ def test_folders_without_images_are_named(root):
         load_image_folder(NAME, root / "cat")
 
 
+def test_imagenet_is_found_under_the_root(root, tmp_path_factory, monkeypatch):
+    data_sets = tmp_path_factory.mktemp("datasets")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_sets))
+    with pytest.raises(FileNotFoundError, match=r"imagenet_val must lie in .*Set DETECTRON2_DATASETS"):
+        DatasetCatalog.get("imagenet_val")
+    (data_sets / "imagenet").mkdir()
+    (data_sets / "imagenet" / "val").symlink_to(root)
+    assert [record["label"] for record in DatasetCatalog.get("imagenet_val")] == [0, 0, 1]
+    assert MetadataCatalog.get("imagenet_val").thing_classes == ["cat", "dog"]
+    del MetadataCatalog.get("imagenet_val").thing_classes
+
+
 def classifier_config():
     cfg = get_cfg()
     add_iso_config(cfg)

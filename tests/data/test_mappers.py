@@ -206,3 +206,15 @@ def test_from_config_in_detectron2s_loaders(record):
     assert batch[0]["image"][:, 20, 220].tolist() == [0, 0, 255], "INPUT.FORMAT is BGR by default"
     test = build_detection_test_loader([record], mapper=AlbumentationsMapper(cfg, is_train=False))
     assert extent(next(iter(test))[0]["image"][2] == 255) == [30, 10, 90, 30]
+
+
+def test_images_and_labels_that_are_arrays_move_alike():
+    labels = np.zeros((50, 100), np.uint8)
+    labels[5:15, 10:30] = 1
+    record = {"image_array": np.stack([255 * labels] * 3), "sem_seg_array": labels, "patient": "a"}
+    mapped = mapper(STRETCH, FLIP)(record)
+    assert mapped.keys() == {"image", "sem_seg", "patient"}
+    assert mapped["sem_seg"].dtype == torch.int64
+    for mask in (mapped["image"][0] == 255, mapped["sem_seg"] == 1):
+        assert extent(mask) == [210, 10, 270, 30]
+    assert record["sem_seg_array"] is labels

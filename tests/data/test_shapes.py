@@ -100,9 +100,48 @@ def test_registered_sets(monkeypatch):
     assert found == {"bbox": pytest.approx(100), "segm": pytest.approx(100)}
 
 
-def test_train_and_test_have_no_image_in_common(monkeypatch, tmp_path):
-    monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
+def small_sets(monkeypatch, cache):
+    monkeypatch.setenv("ISO_D2_CACHE", str(cache))
     monkeypatch.setattr(shapes, "SPLITS", {name: (3, seed) for name, (_, seed) in shapes.SPLITS.items()})
+
+
+def read_labels(record):
+    return np.array(Image.open(record["sem_seg_file_name"]))
+
+
+def test_sets_of_label_images_alone(monkeypatch, tmp_path):
+    small_sets(monkeypatch, tmp_path)
+    for split in ("train", "test"):
+        dicts = DatasetCatalog.get(f"shapes_sem_seg_{split}")
+        detection = DatasetCatalog.get(f"shapes_{split}")
+        assert [d["file_name"] for d in dicts] == [d["file_name"] for d in detection]
+        assert [d["sem_seg_file_name"] for d in dicts] == [d["sem_seg_file_name"] for d in detection]
+        assert not any("annotations" in d for d in dicts)
+        metadata = MetadataCatalog.get(f"shapes_sem_seg_{split}")
+        assert metadata.stuff_classes == ["background", "person", "bicycle", "car"]
+        assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
+    assert not MetadataCatalog.get("shapes_sem_seg_test").get("thing_classes")
+
+
+def test_panoptic_sets_merge_the_things(monkeypatch, tmp_path):
+    small_sets(monkeypatch, tmp_path)
+    for split in ("train", "test"):
+        dicts = DatasetCatalog.get(f"shapes_panoptic_{split}")
+        for record, detection in zip(dicts, DatasetCatalog.get(f"shapes_{split}"), strict=True):
+            assert record["file_name"] == detection["file_name"]
+            assert record["annotations"] == detection["annotations"]
+            things = read_labels(detection) > 0
+            # PanopticFPN leaves label 0 to the instances.
+            assert things.any() and (read_labels(record) == np.where(things, 0, 1)).all()
+        metadata = MetadataCatalog.get(f"shapes_panoptic_{split}")
+        assert metadata.thing_classes == ["person", "bicycle", "car"]
+        assert metadata.stuff_classes == ["things", "background"]
+        assert (metadata.ignore_label, metadata.evaluator_type) == (255, "coco")
+        assert metadata.json_file == MetadataCatalog.get(f"shapes_{split}").json_file
+
+
+def test_train_and_test_have_no_image_in_common(monkeypatch, tmp_path):
+    small_sets(monkeypatch, tmp_path)
     for name in ("shapes_train", "shapes_test"):
         assert len(DatasetCatalog.get(name)) == 3
     images = digests(tmp_path / "shapes_train-v2" / "images"), digests(tmp_path / "shapes_test-v2" / "images")

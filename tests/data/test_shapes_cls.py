@@ -56,7 +56,7 @@ def test_registered_sets(monkeypatch, tmp_path):
         assert metadata.thing_classes[:3] == ["disc", "ring", "square"]
         dicts = DatasetCatalog.get(f"shapes_cls_{split}")
         assert [record["label"] for record in dicts] == [i % 10 for i in range(count)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shapes_cls_test-v1", "shapes_cls_train-v1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shapes_cls_test-v2", "shapes_cls_train-v2"]
     images = [MetadataCatalog.get(f"shapes_cls_{split}").load_arrays().images for split in ("train", "test")]
     assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
 
@@ -67,8 +67,8 @@ def test_the_cache_is_used_and_a_damaged_one_named(monkeypatch, tmp_path):
     DatasetCatalog.get("shapes_cls_test")
     monkeypatch.setattr(shapes_cls, "draw_shapes", lambda *args: pytest.fail("drawn twice"))
     assert len(DatasetCatalog.get("shapes_cls_test")) == 3
-    (tmp_path / "shapes_cls_test-v1" / "images.npz").write_bytes(b"PK")
+    (tmp_path / "shapes_cls_test-v2" / "images.npz").write_bytes(b"PK")
     with pytest.raises(
-        ValueError, match=r"cannot read .*shapes_cls_test-v1 .* Remove it: it is then made again"
+        ValueError, match=r"cannot read .*shapes_cls_test-v2 .* Remove it: it is then made again"
     ):
         DatasetCatalog.get("shapes_cls_test")

@@ -255,7 +255,7 @@ class NoBackbone(nn.Module):
 
 def test_model_without_backbone_needs_include():
     with pytest.raises(
-        ValueError, match=r"NoBackbone has neither an ISONet nor a module `backbone`.*include.*net"
+        ValueError, match=r"NoBackbone has neither an ISONet, a UNet nor a module `backbone`.*include.*net"
     ):
         penalised(NoBackbone())
     assert penalised(NoBackbone(), include=["net"]) == ["net"]

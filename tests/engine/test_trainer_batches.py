@@ -32,7 +32,7 @@ def data(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def config(name, **options):
+def config(name):
     cfg = get_cfg()
     add_iso_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
@@ -41,9 +41,8 @@ def config(name, **options):
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.ALBUMENTATIONS.TRAIN = cfg.INPUT.ALBUMENTATIONS.TEST = []
-    cfg.INPUT.CLASSIFICATION.TEST_BATCH = 4
+    cfg.TEST.BATCH_SIZE = 4
     cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.INPUT.CLASSIFICATION.merge_from_list([x for item in options.items() for x in item])
     return cfg
 
 
@@ -56,7 +55,8 @@ def test_arrays_come_as_whole_batches():
 
 
 def test_the_same_images_through_the_mapper(data):
-    cfg = config("toy_arrays", IN_MEMORY=False)
+    cfg = config("toy_arrays")
+    cfg.INPUT.IN_MEMORY = False
     batches = list(Trainer.build_test_loader(cfg, "toy_arrays"))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     records = [record for batch in batches for record in batch]
@@ -92,3 +92,32 @@ def test_folders_are_registered_from_the_config(tmp_path):
     assert len(DatasetCatalog.get("toy_folder")) == 3
     with pytest.raises(ValueError, match=r"DATASETS\.IMAGE_FOLDERS must be \[name, folder\], got \['x'\]"):
         load_config(opts=["DATASETS.IMAGE_FOLDERS", [["x"]]])
+
+
+def test_segmented_slices_come_as_whole_batches_unless_augmented():
+    cfg = config("phantom_train")
+    cfg.MODEL.META_ARCHITECTURE = "UNetSegmentor"
+    batches = Trainer.build_train_loader(cfg)
+    assert isinstance(batches, TrainingBatches) and not batches.flip
+    batch = next(iter(batches))
+    assert batch["images"].shape == (2, 3, 64, 64) and batch["images"].dtype == torch.uint8
+    assert batch["labels"].shape == (2, 64, 64) and set(batch["labels"].unique().tolist()) <= {0, 1}
+    tested = next(iter(Trainer.build_test_loader(cfg, "phantom_test")))
+    assert len(tested) == 4 and tested[0]["sem_seg"].shape == (64, 64) and "placement" in tested[0]
+
+    cfg.INPUT.ALBUMENTATIONS.TRAIN = [["HorizontalFlip", {"p": 1.0}]]
+    record = next(iter(Trainer.build_train_loader(cfg)))[0]
+    original = next(r for r in DatasetCatalog.get("phantom_train") if r["image_id"] == record["image_id"])
+    assert torch.equal(record["image"], torch.from_numpy(original["image_array"][:, :, ::-1].copy()))
+    assert (record["sem_seg"].numpy() == original["sem_seg_array"][:, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("MODEL.META_ARCHITECTURE", "SemanticSegmentor"), ("INPUT.MAPPER", "detectron2")]
+)
+def test_slices_are_for_unets_and_the_albumentations_mapper(key, value):
+    cfg = config("phantom_train")
+    cfg.MODEL.META_ARCHITECTURE = "UNetSegmentor"
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=f"'phantom_train' is for .*UNetSegmentor.*got .*{value}"):
+        Trainer(cfg)

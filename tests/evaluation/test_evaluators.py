@@ -141,7 +141,20 @@ def test_true_boxes_have_full_precision(records, tmp_path):
 def test_unknown_type(kind, records, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
     message = (
-        f"'{NAME}' has evaluator_type {kind!r}, accepted are classification, coco, lvis, pascal_voc, sem_seg"
+        f"'{NAME}' has evaluator_type {kind!r}, accepted are classification, coco, lvis, "
+        "medical_segmentation, pascal_voc, sem_seg"
     )
     with pytest.raises(ValueError, match=message):
         build_evaluator(config(tmp_path, 0), NAME)
+
+
+def test_perfect_semantic_labels_of_drawn_scenes_score_100(tmp_path):
+    """Through Detectron2's SemSegEvaluator, whose own reading of label files fails with NumPy 2."""
+    records = DatasetCatalog.get("shapes_sem_seg_test")[:3]
+    evaluator = build_evaluator(config(tmp_path, 0), "shapes_sem_seg_test")
+    evaluator.reset()
+    for record in records:
+        labels = torch.from_numpy(np.array(Image.open(record["sem_seg_file_name"]), np.int64))
+        scores = torch.nn.functional.one_hot(labels, 4).permute(2, 0, 1).float()  # (H, W, C) -> (C, H, W)
+        evaluator.process([record], [{"sem_seg": scores}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)

@@ -1,0 +1,299 @@
+"""Evaluator of a medical segmentation: by slice as in the report, and by patient as in the field."""
+
+import json
+import logging
+import os
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from PIL import Image
+
+from .segmentation_metrics import Overlap, largest_component, measure, soft_dice_loss, soft_iou, table
+from .segmentation_pictures import draw_slice, draw_volume_dice
+
+logger = logging.getLogger(__name__)
+
+# By which probabilities may leave [0, 1] through the rounding of a softmax and of interpolation
+ROUNDING = 1e-4
+
+
+class SegmentationEvaluator(DatasetEvaluator):
+    """Soft Dice loss and IoU of slices, Dice and IoU of masks, volume Dice of patients, detected slices.
+
+    Foreground is any class but background: the probability of a sigmoid (one channel), or 1 minus that of
+    class 0 of a softmax. A slice has a tumour if its original mask has. Two empty masks agree fully, 1;
+    exactly one empty mask gives 0.
+
+    ======================================  =================================================================
+    dice_loss, mean_iou                     the report's, of probabilities, on the model's input grid
+    dice_loss_tumour, mean_iou_tumour       the same over the slices with tumour only
+    slice_dice, slice_iou (_tumour)         means over slices of thresholded masks, on the original grid
+    volume_dice_mean, median, q1, q3, min   over patients; the mask of a patient is that of all its slices
+    detection_rate                          share of tumour slices where prediction and truth share a pixel
+    false_alarm_rate                        share of tumour-free slices with any predicted pixel
+    ======================================  =================================================================
+
+    All but the losses are in percent. What would be a mean over no slices is left out. The results of all
+    processes are put together; a slice (``image_id``) that several of them had counts once.
+
+    Args:
+        dataset_name (str): for the log.
+        output_folder (str): for ``segmentation.json``, with every patient and slice, and ``volume_dice.png``;
+            made if absent.
+        smooth (float): eps of the report's measures.
+        threshold (float): probability from which on a pixel is foreground.
+        largest_component (bool): of each patient's predicted mask keep only the largest connected part, in
+            everything but the report's measures. For sets that hold patients as a whole.
+        pictures_folder (str or None): for ``rank_001.png`` (the best patient) and so on: the slice with the
+            most tumour. Each evaluation overwrites the pictures of the one before.
+        num_pictures (int): how many patients to draw, spread evenly from the best to the worst.
+
+    Raises:
+        ValueError: in :meth:`process`, predictions are no probabilities (NaN for one) or of another size
+            than the truth, or a mask file holds other values than 0 and 255.
+    """
+
+    def __init__(
+        self,
+        dataset_name,
+        output_folder,
+        smooth=1.0,
+        threshold=0.5,
+        largest_component=False,
+        pictures_folder=None,
+        num_pictures=0,
+    ):
+        if not 0 < threshold <= 1:
+            raise ValueError(f"TEST.SEGMENTATION.THRESHOLD must be a probability above 0, got {threshold}")
+        if smooth < 0:
+            raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {smooth}")
+        self.dataset_name = dataset_name
+        self.output_folder = output_folder
+        self.smooth = smooth
+        self.threshold = threshold
+        self.largest_component = largest_component
+        self.pictures_folder = pictures_folder
+        self.num_pictures = num_pictures if pictures_folder else 0
+
+    def reset(self):
+        self._slices = {}  # image_id -> record
+        self._shown = {}  # patient -> what a picture needs, of its slice with the most tumour
+
+    def process(self, inputs, outputs):
+        for image, output in zip(inputs, outputs, strict=True):
+            self._process(image, output)
+
+    def _process(self, image, output):
+        probabilities = _foreground(output["probabilities"], image, "probabilities")
+        label = image["sem_seg"].cpu().numpy() > 0
+        original = _foreground(output["sem_seg"], image, "sem_seg")
+        truth = read_mask(image["mask_file_name"])
+        _check_size(probabilities, label, f"the probabilities of {image['file_name']}", "its label")
+        _check_size(original, truth, f"the sem_seg of {image['file_name']}", image["mask_file_name"])
+
+        prediction = original >= self.threshold
+        overlap = Overlap.of(prediction, truth)
+        record = {
+            "image_id": image["image_id"],
+            "patient": image["patient"],
+            "slice": image["slice"],
+            "dice_loss": soft_dice_loss(probabilities, label, self.smooth),
+            "soft_iou": soft_iou(probabilities, label, self.smooth),
+            "overlap": overlap,
+        }
+        if self.largest_component:
+            record["masks"] = np.packbits([prediction, truth], axis=None), truth.shape
+        self._slices[image["image_id"]] = record
+
+        key = (overlap.true, overlap.predicted)
+        shown = self._shown.get(image["patient"])
+        if self.num_pictures and (shown is None or key > shown["key"]):
+            self._shown[image["patient"]] = {
+                "key": key,
+                **{name: image[name] for name in ("image_id", "file_name", "mask_file_name")},
+                "probabilities": np.rint(255 * original).astype(np.uint8),
+                "prediction": np.packbits(prediction),
+            }
+
+    def evaluate(self):
+        """Put together what the processes have seen.
+
+        Returns:
+            dict: in the main process ``{"segmentation": {measure: float}}``; in others, and if there were no
+            slices, an empty dict.
+        """
+        parts = comm.gather((self._slices, self._shown))
+        if not comm.is_main_process():
+            return {}
+        slices = {}
+        for part, _ in parts:
+            slices.update(part)
+        if not slices:
+            logger.warning("No slices of %s were evaluated", self.dataset_name)
+            return {}
+        patients = {}
+        for record in sorted(slices.values(), key=lambda record: (record["patient"], record["slice"])):
+            patients.setdefault(record["patient"], []).append(record)
+        kept = {}
+        if self.largest_component:
+            for records in patients.values():
+                if records[-1]["slice"] - records[0]["slice"] + 1 != len(records):
+                    logger.warning(
+                        "%s: slices between those of %s are missing, and its largest component ends there",
+                        *(self.dataset_name, records[0]["patient"]),
+                    )
+                kept.update(_keep_largest_component(records))
+
+        volumes = {name: Overlap.total(r["overlap"] for r in records) for name, records in patients.items()}
+        metrics = measure(slices.values(), volumes.values())
+        self._write(metrics, patients, volumes)
+        dice = {name: 100 * volume.dice for name, volume in volumes.items()}
+        draw_volume_dice(dice, os.path.join(self.output_folder, "volume_dice.png"))
+        if self.num_pictures:
+            shown = [part for _, part in parts]
+            self._draw(dice, slices, shown, kept)
+        logger.info(
+            "%s, %d slices of %d patients:\n%s",
+            *(self.dataset_name, len(slices), len(patients), table(metrics)),
+        )
+        return {"segmentation": metrics}
+
+    def _write(self, metrics, patients, volumes):
+        os.makedirs(self.output_folder, exist_ok=True)
+        by_patient = [
+            {
+                "patient": name,
+                "dice": 100 * volumes[name].dice,
+                "num_slices": len(records),
+                "num_tumour_slices": sum(record["overlap"].true > 0 for record in records),
+                **volumes[name]._asdict(),
+            }
+            for name, records in patients.items()
+        ]
+        by_slice = [
+            {
+                **{key: record[key] for key in ("image_id", "patient", "slice", "dice_loss")},
+                "soft_iou": 100 * record["soft_iou"],
+                "dice": 100 * record["overlap"].dice,
+                **record["overlap"]._asdict(),
+            }
+            for records in patients.values()
+            for record in records
+        ]
+        content = {
+            **metrics,
+            **{key: getattr(self, key) for key in ("smooth", "threshold", "largest_component")},
+            "num_slices": len(by_slice),
+            "num_tumour_slices": sum(entry["num_tumour_slices"] for entry in by_patient),
+            "patients": by_patient,
+            "slices": by_slice,
+        }
+        with open(os.path.join(self.output_folder, "segmentation.json"), "w") as f:
+            json.dump(content, f)
+
+    def _draw(self, dice, slices, parts, kept):
+        os.makedirs(self.pictures_folder, exist_ok=True)
+        ranked = sorted(dice, key=dice.get, reverse=True)
+        for index in spread_out(len(ranked), self.num_pictures):
+            patient = ranked[index]
+            shown = max((part[patient] for part in parts if patient in part), key=lambda s: s["key"])
+            record = slices[shown["image_id"]]
+            probabilities = shown["probabilities"]
+            prediction = kept.get(shown["image_id"])
+            if prediction is None:
+                prediction = _unpack(shown["prediction"], probabilities.shape)
+            with Image.open(shown["file_name"]) as file:
+                image = np.asarray(file.convert("RGB"))
+            caption = (
+                f"{patient}: volume Dice {dice[patient]:.1f} %, rank {index + 1} of {len(ranked)}; slice "
+                f"{record['slice']}: Dice {100 * record['overlap'].dice:.1f} %"
+            )
+            path = os.path.join(self.pictures_folder, f"rank_{index + 1:03d}.png")
+            truth = read_mask(shown["mask_file_name"])
+            draw_slice(image, truth, probabilities, prediction, caption, path)
+
+
+def spread_out(length, number):
+    """Up to ``number`` different positions in a list, evenly spread from its first to its last.
+
+    A single one is the middle.
+    """
+    if number == 1:
+        return [(length - 1) // 2]
+    return sorted({round(position) for position in np.linspace(0, length - 1, number).tolist()})
+
+
+def read_mask(path):
+    """Read a mask file.
+
+    Args:
+        path (str): an image of 0 (background) and 255.
+
+    Returns:
+        ndarray: bool, (H, W).
+
+    Raises:
+        ValueError: it cannot be read, or holds another value.
+    """
+    try:
+        with Image.open(path) as file:
+            mask = np.asarray(file.convert("L"))
+    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error ...
+        raise ValueError(f"cannot read the mask {path} ({error}). Replace it.") from error
+    other = mask[(mask != 0) & (mask != 255)]
+    if other.size:
+        raise ValueError(
+            f"Mask {path} holds the value {other[0]}; only 0 (background) and 255 (tumour) are accepted. "
+            "Write it anew with these."
+        )
+    return mask == 255
+
+
+def _foreground(channels, image, key):
+    """Probability of anything but background: float32, (H, W)."""
+    channels = channels.detach().float().cpu().numpy()
+    least, most = channels.min(), channels.max()
+    # NaN fails every comparison
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):
+        raise ValueError(
+            f"{key!r} of {image['file_name']} must be probabilities in [0, 1], got values from {least} to "
+            f"{most}. NaN: the training has diverged; lower SOLVER.BASE_LR. Others: apply sigmoid or softmax."
+        )
+    return (channels[0] if len(channels) == 1 else 1 - channels[0]).clip(0, 1)
+
+
+def _check_size(prediction, truth, name, other):
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"{name} are of size {prediction.shape} (height, width), but {other} is of size {truth.shape}. "
+            "They must be equal: the one comes from the model, the other from the mapper or the files."
+        )
+
+
+def _unpack(bits, shape):
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
+def _keep_largest_component(records):
+    """Recount a patient's slices on the largest part of its prediction: image_id -> that, bool, (H, W)."""
+    shapes = {record["masks"][1] for record in records}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The slices of patient {records[0]['patient']} differ in size ({shapes}), so they are no "
+            "volume: set TEST.SEGMENTATION.LARGEST_COMPONENT False"
+        )
+    first, last = records[0]["slice"], records[-1]["slice"]
+    # A slice that is not there stays empty: what lies on either side of it is not connected.
+    volume = np.zeros((last - first + 1, *shapes.pop()), bool)
+    truths = []
+    for record in records:
+        bits, shape = record["masks"]
+        volume[record["slice"] - first], truth = _unpack(bits, (2, *shape))
+        truths.append(truth)
+    volume = largest_component(volume)
+    kept = {}
+    for record, truth in zip(records, truths, strict=True):
+        kept[record["image_id"]] = prediction = volume[record["slice"] - first]
+        record["overlap"] = Overlap.of(prediction, truth)
+    return kept

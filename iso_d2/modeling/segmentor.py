@@ -1,0 +1,234 @@
+"""Semantic segmentation by a UNet."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.logger import log_first_n
+from torch import nn
+
+from .batched_inputs import check_labels_given
+from .segmentation_losses import IGNORE_LABEL, check_loss, class_probabilities, segmentation_losses
+from .unet import UNet
+
+# After so many batches of labels on an accelerator they are no longer checked, see _check_range
+_CHECKED_BATCHES = 100
+
+
+@META_ARCH_REGISTRY.register()
+class UNetSegmentor(nn.Module):
+    """A class for each pixel: standardisation, UNet, loss or probabilities.
+
+    One class (``unet.num_classes`` 1) is told from the background by a sigmoid; with more a softmax chooses
+    among them, of which 0 is the background.
+
+    Args:
+        unet (UNet): the network.
+        loss (str): as in :func:`~iso_d2.modeling.segmentation_losses.segmentation_losses`.
+        dice_smooth (float): eps of the Dice and IoU losses.
+        standardize (str): "image": each channel of each image minus its mean, by its standard deviation, the
+            latter at least 1 grey level (as the report does); "dataset": by `pixel_mean` and `pixel_std`.
+        pixel_mean (sequence of float): one a channel, for "dataset".
+        pixel_std (sequence of float): one a channel, for "dataset".
+
+    Raises:
+        ValueError: an option that does not exist, a loss that is not for that number of classes, pixel_mean
+            or pixel_std for another number of channels.
+
+    Source: report, sections 3.2, 4.1 and 5.1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        unet,
+        loss="dice",
+        dice_smooth=1.0,
+        standardize="image",
+        pixel_mean=(123.675, 116.28, 103.53),
+        pixel_std=(58.395, 57.12, 57.375),
+    ):
+        super().__init__()
+        check_loss(loss, unet.num_classes)
+        if standardize not in ("image", "dataset"):
+            raise ValueError(f"MODEL.UNET.STANDARDIZE must be 'image' or 'dataset', got {standardize!r}")
+        if standardize == "dataset" and not len(pixel_mean) == len(pixel_std) == unet.in_channels:
+            raise ValueError(
+                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD must have a value for each of the "
+                f"{unet.in_channels} channels (MODEL.UNET.IN_CHANNELS), got {pixel_mean} and {pixel_std}"
+            )
+        self.unet = unet
+        self.loss = loss
+        self.dice_smooth = dice_smooth
+        self.standardize = standardize
+        self._batches_to_check = _CHECKED_BATCHES
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        options = cfg.MODEL.UNET
+        unet = UNet(
+            in_channels=options.IN_CHANNELS,
+            num_classes=options.NUM_CLASSES,
+            base_channels=options.BASE_CHANNELS,
+            depth=options.DEPTH,
+            isometric=options.ISOMETRIC,
+            norm=options.NORM,
+            init=options.INIT,
+            up=options.UP,
+            up_kernel=options.UP_KERNEL,
+            srelu_init=options.SRELU_INIT,
+            srelu_learnable=options.SRELU_LEARNABLE,
+        )
+        return {
+            "unet": unet,
+            "loss": options.LOSS,
+            "dice_smooth": options.DICE_SMOOTH,
+            "standardize": options.STANDARDIZE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self):
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs):
+        """The loss in training, the probabilities in inference.
+
+        Args:
+            batched_inputs (list[dict] or dict): Detectron2's list with an ``image`` (C, H, W) and in training
+                a ``sem_seg`` (H, W) each, in training of one size in all; or one batch of ``images``
+                (B, C, H, W) and ``labels`` (B, H, W). Pixels are of 0 to 255 in any dtype; labels are
+                integers, 0 and 1 for one class, else below the number of classes or 255, which is ignored.
+
+        Returns:
+            dict or list[dict]: in training the losses. In inference, for each dict of a list, float32:
+            ``probabilities`` (K, H, W) on the pixels of ``image`` and ``sem_seg`` (K, height, width) on those
+            of the original image, see `to_original`; for one batch only ``probabilities`` (B, K, H, W).
+
+        Raises:
+            ValueError: images of several sizes in training or with another number of channels, labels of
+                another size than the images or out of range.
+            KeyError: no labels in training.
+        """
+        is_batch = isinstance(batched_inputs, Mapping)
+        if self.training:
+            images, labels = self._training_batch(batched_inputs, is_batch)
+            return segmentation_losses(self._logits(images), labels, self.loss, self.dice_smooth)
+        if is_batch:
+            return {"probabilities": class_probabilities(self._logits(batched_inputs["images"]))}
+        images = [x["image"] for x in batched_inputs]
+        if len({image.shape for image in images}) == 1:
+            probabilities = class_probabilities(self._logits(torch.stack(images)))
+        else:
+            probabilities = [class_probabilities(self._logits(image[None]))[0] for image in images]
+        return [
+            {"probabilities": p, "sem_seg": to_original(p, x)}
+            for p, x in zip(probabilities, batched_inputs, strict=True)
+        ]
+
+    def _logits(self, images):
+        if images.shape[1] != self.unet.in_channels:
+            raise ValueError(
+                f"UNetSegmentor takes images of {self.unet.in_channels} channels (MODEL.UNET.IN_CHANNELS), "
+                f"got {images.shape[1]}: INPUT.FORMAT decides how many the mapper makes"
+            )
+        images = images.to(self.device).float()
+        if self.standardize == "dataset":
+            return self.unet((images - self.pixel_mean) / self.pixel_std)
+        std, mean = torch.std_mean(images, dim=(-2, -1), correction=0, keepdim=True)
+        return self.unet((images - mean) / std.clamp(min=1))
+
+    def _training_batch(self, inputs, is_batch):
+        key = "labels" if is_batch else "sem_seg"
+        check_labels_given(inputs, is_batch, key, "UNetSegmentor", "segmentation")
+        if is_batch:
+            images, labels = inputs["images"], inputs["labels"]
+        else:
+            images, labels = _stack(inputs, "image"), _stack(inputs, "sem_seg")
+        if labels.shape != (len(images), *images.shape[-2:]):
+            raise ValueError(
+                f"UNetSegmentor got labels of shape {tuple(labels.shape)} for images of "
+                f"{tuple(images.shape)}: a label belongs to each pixel"
+            )
+        self._check_range(labels)
+        return images, labels.to(self.device)
+
+    def _check_range(self, labels):
+        # Where the labels come from the CPU all are checked, in well under a millisecond. On an accelerator
+        # reading a value makes the CPU wait for all the work that it has sent there, and an assertion made
+        # there (torch._assert_async) ends the process without saying which value it was. A wrong kind of mask
+        # shows early.
+        if labels.device.type != "cpu":
+            if self._batches_to_check == 0:
+                return
+            self._batches_to_check -= 1
+        num_classes = self.unet.num_classes
+        counted = labels if num_classes == 1 else labels.where(labels != IGNORE_LABEL, 0)
+        low, high = (value.item() for value in counted.aminmax())
+        if low < 0 or high >= max(num_classes, 2):
+            accepted = "0 or 1" if num_classes == 1 else f"0 to {num_classes - 1}, or 255 to be ignored"
+            raise ValueError(
+                f"Labels must be {accepted} (MODEL.UNET.NUM_CLASSES {num_classes}), got "
+                f"{low if low < 0 else high}: masks of 0/255 must become 0/1, other classes 0, 1, 2, ..."
+            )
+        if high == 0 and counted is not labels and labels.max() == IGNORE_LABEL:
+            log_first_n(
+                logging.WARNING,
+                "A batch of labels has no class but 0, and 255, which is ignored. If 255 means the "
+                "foreground, masks of 0/255 must become 0/1.",
+                name=__name__,
+            )
+
+
+def _stack(inputs, key):
+    sizes = sorted({tuple(x[key].shape) for x in inputs})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"UNetSegmentor takes images of one size in a training batch, got {key!r} of "
+            f"{', '.join(map(str, sizes))}: resize or crop them to one in INPUT.ALBUMENTATIONS"
+        )
+    return torch.stack([x[key] for x in inputs])
+
+
+def to_original(probabilities, dataset_dict):
+    """Bring probabilities back to the pixels of the original image.
+
+    Without a ``placement`` they are resized to ``height`` x ``width``, with which they stay as they are if
+    these are missing. With one, the input was a square of ``side`` original pixels, which at ``pad_top``,
+    ``pad_left`` held the box ``top``, ``left``, ``height``, ``width`` of the image: the square is resized to
+    its side, and the box put back where it was; all around it is background.
+
+    Args:
+        probabilities (Tensor): (K, S, S), or (K, H, W) without placement; for K > 1 class 0 is the
+            background.
+        dataset_dict (dict): with ``height``, ``width`` in original pixels, and ``placement``, a dict of ints.
+
+    Returns:
+        Tensor: (K, height, width), of the same dtype.
+    """
+    rows, columns = probabilities.shape[1:]
+    size = dataset_dict.get("height", rows), dataset_dict.get("width", columns)
+    placement = dataset_dict.get("placement")
+    if placement is None:
+        return _resize(probabilities, size)
+    square = _resize(probabilities, (placement["side"], placement["side"]))
+    pad_top, pad_left = placement["pad_top"], placement["pad_left"]
+    top, left, height, width = (placement[key] for key in ("top", "left", "height", "width"))
+    original = probabilities.new_zeros(len(probabilities), *size)
+    if len(probabilities) > 1:
+        original[0] = 1
+    original[:, top : top + height, left : left + width] = square[
+        :, pad_top : pad_top + height, pad_left : pad_left + width
+    ]
+    return original
+
+
+def _resize(probabilities, size):
+    return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]

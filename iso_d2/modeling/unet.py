@@ -1,0 +1,186 @@
+"""UNet and ISO-UNet.
+
+Ronneberger, Fischer, Brox: U-Net, MICCAI 2015 (https://arxiv.org/abs/1505.04597); ISO-UNet: report, section
+3.2 and Figure 4. What differs from the former: convolutions keep the size (padding 1), so that nothing is cut
+off the skip connections. What differs from the latter: the initialisation, see :class:`UNet`.
+"""
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from torch import nn
+
+from ..isometry import SReLU, delta_init_
+
+
+class UNet(nn.Module):
+    """UNet, or ISO-UNet if isometric: image -> logits of each pixel.
+
+    `depth` encoder blocks of two 3x3 convolutions, each with its activation, and 2x2 max-pooling between the
+    blocks; depth - 1 decoder blocks: a convolution that doubles the size and halves the width, concatenation
+    behind the encoder's output of that size, two 3x3 convolutions again; at last a 1x1 convolution. There is
+    no activation right after the one that doubles the size.
+
+    ISO-UNet has SReLU, no normalization, and no bias but in the 1x1 convolution. Its start decides what it
+    can learn. Plain delta kernels everywhere (``init="delta"``, the report's words) copy the channels of the
+    image and leave all others 0; and a channel that is 0, as are the weights that read it, has no gradient
+    and stays 0. Only the first `base_channels` of each level can ever wake, through the uppermost one. So
+    ``init="orthogonal"`` takes the delta only where the width stays; where it changes, the centre tap is a
+    random semi-orthogonal matrix. The transposed convolution spreads each input pixel over one 2x2 block,
+    x -> x W with W (C_in, 4 C_out); it keeps the norm of x if the rows of W are orthonormal, which they can
+    be as C_in = 2 C_out. Every convolution is then exactly an isometry or, where it narrows, the adjoint of
+    one: the orthogonality penalty with ``mode="exact"`` is 0, with either `up_kernel`.
+
+    UNet has ReLU and a normalization between convolution and activation. Where there is none the convolutions
+    have biases; so does, in either case, the convolution that doubles the size. Weights are drawn from a
+    normal distribution with variance 2 / (inputs that one output sees).
+
+    Args:
+        in_channels (int): channels of the image.
+        num_classes (int): channels of the logits.
+        base_channels (int): width of the first level; each further level is twice as wide.
+        depth (int): how many levels (resolutions).
+        isometric (bool): ISO-UNet or UNet.
+        norm (str or callable): normalization of UNet as in Detectron2's ``get_norm``; "": none.
+        init (str): of ISO-UNet, "orthogonal" or "delta".
+        up (str): "transposed", a transposed convolution of stride 2, or "nearest", each pixel repeated 2x2
+            (in ISO-UNet at half its value, which keeps the norm) and a 3x3 convolution.
+        up_kernel (int): of the transposed convolution. 2, UNet's own: each output pixel sees one input pixel.
+            6: the report's "padding 2, stride 2" doubles the size with no other even kernel; an output pixel
+            sees 3x3 input pixels, at nine times the cost. The report does not name its kernel nor a reason
+            for a larger one, so 2 is the default. With ``init="orthogonal"`` the outer taps start as 0.
+        srelu_init (float): b in ISO-UNet's max(x, b).
+        srelu_learnable (bool): whether the thresholds b are learned.
+
+    Raises:
+        ValueError: an option that does not exist, or a normalization in ISO-UNet.
+
+    Source: report, section 3.2; variance of UNet's weights: Ronneberger et al., section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels=3,
+        num_classes=1,
+        base_channels=64,
+        depth=5,
+        isometric=True,
+        norm="",
+        init="orthogonal",
+        up="transposed",
+        up_kernel=2,
+        srelu_init=-1.0,
+        srelu_learnable=False,
+    ):
+        super().__init__()
+        sizes = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"UNet {name} must be at least 1, got {size}")
+        _check_choice("depth", depth, range(1, 11))
+        _check_choice("init", init, ("orthogonal", "delta"))
+        _check_choice("up", up, ("transposed", "nearest"))
+        _check_choice("up_kernel", up_kernel, (2, 6))
+        if isometric and norm:
+            raise ValueError(
+                f"an isometric UNet has no normalization, got norm={norm!r}: "
+                "set MODEL.UNET.NORM '' or MODEL.UNET.ISOMETRIC False"
+            )
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+
+        def block(inputs, outputs):
+            layers = OrderedDict()
+            for i, channels in enumerate((inputs, outputs), start=1):
+                layers[f"conv{i}"] = nn.Conv2d(channels, outputs, 3, padding=1, bias=not (isometric or norm))
+                if norm:
+                    layers[f"norm{i}"] = get_norm(norm, outputs)
+                layers[f"act{i}"] = (
+                    SReLU(outputs, init=srelu_init, learnable=srelu_learnable)
+                    if isometric
+                    else nn.ReLU(inplace=True)
+                )
+            return nn.Sequential(layers)
+
+        def doubling(inputs, outputs):
+            if up == "transposed":
+                padding = (up_kernel - 2) // 2
+                return nn.ConvTranspose2d(
+                    inputs, outputs, up_kernel, stride=2, padding=padding, bias=not isometric
+                )
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not isometric)
+            return nn.Sequential(OrderedDict(repeat=_Repeat(0.5 if isometric else 1.0), conv=conv))
+
+        widths = [base_channels * 2**level for level in range(depth)]
+        upwards = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.encoder = nn.ModuleList(map(block, [in_channels, *widths[:-1]], widths))
+        self.ups = nn.ModuleList(doubling(below, here) for below, here in upwards)
+        self.decoder = nn.ModuleList(block(2 * here, here) for _, here in upwards)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                if isometric:
+                    _isometric_init_(module, init)
+                else:
+                    _kaiming_init_(module)
+        # with PyTorch's initialisation: as a delta the logits would be an input channel
+        self.output = nn.Conv2d(base_channels, num_classes, 1)
+
+    def forward(self, images):
+        """(N, in_channels, H, W), of any size -> (N, num_classes, H, W), logits.
+
+        At the right and the bottom the image is continued by zeros, up to multiples of 2^(depth - 1).
+        """
+        height, width = images.shape[-2:]
+        multiple = 2 ** len(self.ups)
+        below, right = -height % multiple, -width % multiple
+        x = F.pad(images, (0, right, 0, below)) if below or right else images
+        skips = []
+        for block in self.encoder:
+            x = block(F.max_pool2d(x, 2) if skips else x)
+            skips.append(x)
+        skips.pop()
+        for up, block in zip(self.ups, self.decoder, strict=True):
+            x = block(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.output(x)[..., :height, :width]
+
+
+class _Repeat(nn.Module):
+    """(N, C, H, W) -> (N, C, 2H, 2W): each pixel four times, multiplied by a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return F.interpolate(self.factor * x, scale_factor=2, mode="nearest")
+
+
+def _check_choice(name, value, accepted):
+    if value not in accepted:
+        raise ValueError(f"UNet {name} must be one of {', '.join(map(str, accepted))}, got {value!r}")
+
+
+@torch.no_grad()
+def _isometric_init_(conv, init):
+    """See :class:`UNet`."""
+    delta_init_(conv.weight, transposed=isinstance(conv, nn.ConvTranspose2d))
+    if init == "orthogonal" and conv.in_channels != conv.out_channels:
+        kernel_size, stride = conv.kernel_size[0], conv.stride[0]
+        # the taps by which the input pixel n reaches the output pixels s n, ..., s n + s - 1
+        first = (kernel_size - stride) // 2
+        taps = slice(first, first + stride)
+        conv.weight.zero_()
+        # with as many rows as the first dimension: outputs, or inputs of a transposed convolution
+        conv.weight[:, :, taps, taps] = nn.init.orthogonal_(conv.weight[:, :, taps, taps].clone())
+
+
+def _kaiming_init_(conv):
+    inputs_seen = conv.in_channels * math.prod(conv.kernel_size)
+    if isinstance(conv, nn.ConvTranspose2d):
+        inputs_seen //= math.prod(conv.stride)
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / inputs_seen))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
