@@ -44,6 +44,8 @@ def _iso_config():
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
     # 2: dilated res5 at stride 16 (DC5); 1: the ordinary res5 at stride 32
     cfg.MODEL.ISONET.RES5_DILATION = 1
+    # Of res2 ... res5, those that keep only their input in training and compute the rest again in backward
+    cfg.MODEL.ISONET.CHECKPOINT_STAGES = []
 
     cfg.MODEL.CLASSIFIER = CN()
     # Classes of ImageClassifier, and width of ISONet's own linear layer when OUT_FEATURES names it

@@ -1,7 +1,7 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
 from . import backbones, cifar_resnet, classifier, roi_heads, segmentor
-from .blocks import IsoBlock
+from .blocks import IsoBlock, fold_scales_
 from .classifier import ImageClassifier
 from .isonet import ISONet
 from .segmentor import UNetSegmentor
@@ -16,6 +16,7 @@ __all__ = [
     "backbones",
     "cifar_resnet",
     "classifier",
+    "fold_scales_",
     "roi_heads",
     "segmentor",
 ]

@@ -57,6 +57,7 @@ def _build_isonet(cfg, input_shape, out_features):
         dropout=classifier.DROPOUT,
         freeze_at=freeze_at,
         res5_dilation=node.RES5_DILATION,
+        checkpoint_stages=node.CHECKPOINT_STAGES,
         **isonet_block_args(node),
     )
 

@@ -6,8 +6,10 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 
 from collections import OrderedDict
 
+import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
+from torch.nn import functional as F
 
 from ..isometry import SharedScale, SReLU, delta_init_
 
@@ -25,6 +27,11 @@ def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1):
     )
     delta_init_(conv.weight)
     return conv
+
+
+def _scaled_conv(x, conv, scale):
+    """scale * conv(x), for a convolution without bias."""
+    return F.conv2d(x, scale * conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class Stem(CNNBlockBase):
@@ -51,7 +58,7 @@ class Stem(CNNBlockBase):
         else:
             self.conv = _conv(in_channels, out_channels, 3)
             self.pool = nn.Identity()
-        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable)
+        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
     def forward(self, x):
         return self.pool(self.srelu(self.conv(x)))
@@ -109,19 +116,53 @@ class IsoBlock(CNNBlockBase):
         for i, conv in enumerate(convs, start=1):
             branch[f"conv{i}"] = conv
             if i < len(convs):
-                branch[f"srelu{i}"] = SReLU(conv.out_channels, init=srelu_init, learnable=srelu_learnable)
+                branch[f"srelu{i}"] = SReLU(
+                    conv.out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True
+                )
         self.branch = nn.Sequential(branch)
+        self.residual = residual
         self.scale = SharedScale(scale_init) if residual else None
         projects = residual and (in_channels != out_channels or stride != 1)
         self.shortcut = _conv(in_channels, out_channels, 1, stride) if projects else None
-        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable)
+        # in place of the branch's output, never of the shortcut, which may be the input of the block
+        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
     def forward(self, x):
-        out = self.branch(x)
+        if not self.residual:
+            return self.srelu(self.branch(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if self.scale is None:
+            return self.srelu(self.branch(x), shortcut)
+        *inner, last = self.branch
+        for module in inner:
+            x = module(x)
+        # s in the weight: s * f(x) would keep f(x) for the gradient of s
+        return self.srelu(_scaled_conv(x, last, self.scale.scale), shortcut)
+
+    @torch.no_grad()
+    def fold_scale_(self):
+        """Multiply s into the last convolution of the branch for good; the block has no scale afterwards."""
         if self.scale is not None:
-            shortcut = x if self.shortcut is None else self.shortcut(x)
-            out = shortcut + self.scale(out)
-        return self.srelu(out)
+            self.branch[-1].weight.mul_(self.scale.scale)
+            self.scale = None
+
+
+def fold_scales_(model):
+    """Multiply the residual scale of every block into the last convolution of its branch, in place.
+
+    For deployment: the outputs are the same to rounding, the weights are no longer multiplied at each
+    call. Load the checkpoint first: a folded model has no `scale`, and other weights.
+
+    Args:
+        model (nn.Module): any model with ISONet blocks: a backbone, a whole detector.
+
+    Returns:
+        nn.Module: `model`.
+    """
+    for module in model.modules():
+        if isinstance(module, IsoBlock):
+            module.fold_scale_()
+    return model
 
 
 def make_iso_stage(

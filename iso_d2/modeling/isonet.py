@@ -7,9 +7,11 @@ authors' code; the interface is that of Detectron2's ResNet, so that each stage 
 
 from dataclasses import dataclass
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import Stem, make_iso_stage
 
@@ -72,9 +74,11 @@ class ISONet(Backbone):
         dropout (float): probability of dropout before the linear layer.
         freeze_at (int): as in :meth:`freeze`.
         res5_dilation (int): 2 keeps res5 at the stride of res4 with dilated kernels (DC5).
+        checkpoint_stages (sequence of str): stages of which training keeps nothing but the input and
+            computes the rest again in backward: less memory for one more forward pass of theirs.
 
     Raises:
-        ValueError: unknown depth, stem or feature; `num_classes` and "linear" not given together.
+        ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together.
 
     Source: paper, Sections 3 and 4; report, Section 3.
     """
@@ -93,6 +97,7 @@ class ISONet(Backbone):
         dropout=0.0,
         freeze_at=0,
         res5_dilation=1,
+        checkpoint_stages=(),
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
@@ -100,6 +105,11 @@ class ISONet(Backbone):
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
             raise ValueError(f"ISONet res5_dilation must be 1 or 2, got {res5_dilation}")
+        if not set(checkpoint_stages) <= set(stages):
+            raise ValueError(
+                f"ISONet checkpoint_stages must be some of {', '.join(stages)}, got {list(checkpoint_stages)}"
+            )
+        self.checkpoint_stages = tuple(checkpoint_stages)
 
         self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable)
         channels, stride = self.stem.out_channels, self.stem.stride
@@ -164,7 +174,12 @@ class ISONet(Backbone):
         """
         outputs = {}
         for name in ["stem", *self.stage_names]:
-            x = getattr(self, name)(x)
+            part = getattr(self, name)
+            if name in self.checkpoint_stages and self.training and torch.is_grad_enabled():
+                # nothing in a stage is random
+                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = part(x)
             outputs[name] = x
         if "linear" in self._out_features:
             outputs["linear"] = self.linear(self.dropout(self.avgpool(x).flatten(1)))

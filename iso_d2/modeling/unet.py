@@ -99,7 +99,7 @@ class UNet(nn.Module):
                 if norm:
                     layers[f"norm{i}"] = get_norm(norm, outputs)
                 layers[f"act{i}"] = (
-                    SReLU(outputs, init=srelu_init, learnable=srelu_learnable)
+                    SReLU(outputs, init=srelu_init, learnable=srelu_learnable, inplace=True)
                     if isometric
                     else nn.ReLU(inplace=True)
                 )

@@ -25,6 +25,61 @@ def test_srelu_gradient(shape):
     assert torch.autograd.gradcheck(call, (x, srelu.threshold))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 3)])
+def test_srelu_of_a_sum_and_its_gradient(shape, inplace):
+    srelu = SReLU(3, init=0.1, inplace=inplace).double()
+    x, residual = torch.randn(2, *shape, dtype=torch.float64).requires_grad_()
+    expected = torch.relu(x + residual - 0.1) + 0.1
+    torch.testing.assert_close(srelu(x * 1, residual), expected)
+
+    def call(x, residual, threshold):
+        return torch.func.functional_call(srelu, {"threshold": threshold}, (x * 1, residual))
+
+    assert torch.autograd.gradcheck(call, (x, residual, srelu.threshold))
+    assert torch.autograd.gradgradcheck(call, (x, residual, srelu.threshold))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_srelu_in_place_overwrites_its_input_alone(gradients):
+    x, residual = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    before = residual.clone()
+    with torch.set_grad_enabled(gradients):
+        y = SReLU(3, inplace=True)(x, residual)
+        assert y.data_ptr() == x.data_ptr() != residual.data_ptr()
+        torch.testing.assert_close(residual, before, rtol=0, atol=0)
+        x = residual.clone()
+        assert SReLU(3)(x, residual).data_ptr() not in (x.data_ptr(), residual.data_ptr())
+        torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_srelu_of_a_sum_in_half_precision(dtype):
+    x, residual = torch.randn(2, 4, 3, 8, 8).to(dtype)
+    srelu = SReLU(3, init=-0.5)
+    leaves = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
+    y = srelu(*leaves)
+    y.backward(torch.ones_like(y))
+    total = x + residual
+    assert y.dtype == dtype and torch.equal(y, total.clamp_min(-0.5))
+    assert all(torch.equal(leaf.grad, (total > -0.5).to(dtype)) for leaf in leaves)
+    expected = (total <= -0.5).sum((0, 2, 3)).float()
+    assert expected.min() > 0
+    torch.testing.assert_close(srelu.threshold.grad, expected)
+
+
+def test_srelu_of_a_sum_promotes_like_a_sum():
+    x, residual = torch.randn(2, 3), torch.randn(2, 3, dtype=torch.bfloat16)
+    for first, second in ((x, residual), (residual, x)):
+        y = SReLU(3, inplace=True)(first.clone(), second)
+        torch.testing.assert_close(y, torch.relu(x + residual + 1) - 1)
+
+
+def test_srelu_refuses_a_residual_of_another_shape():
+    with pytest.raises(ValueError, match=r"residual of the input's shape \(2, 3, 4\), got \(2, 3, 1\)"):
+        SReLU(3)(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1))
+
+
 def test_srelu_gives_the_gradient_of_ties_to_the_threshold():
     srelu = SReLU(1)
     x = torch.tensor([[-2.0], [-1.0], [3.0]], requires_grad=True)
@@ -61,11 +116,14 @@ def test_srelu_frozen_threshold():
     torch.testing.assert_close(x.grad, (x > -0.5).float())
     assert srelu.state_dict()["threshold"].tolist() == [-0.5] * 4
     assert repr(srelu) == "SReLU(4, learnable=False)"
+    assert repr(SReLU(4, inplace=True)) == "SReLU(4, learnable=True, inplace=True)"
 
 
 def test_srelu_keeps_channels_last():
     x = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
     y = SReLU(4)(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y = SReLU(4)(y, x)
     y.sum().backward()
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert x.grad.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,171 @@
+"""The residual sum, the scale in the weight, checkpointing and the fold, against plain formulas."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from iso_d2.modeling import IsoBlock, ISONet, fold_scales_
+
+
+def random_(module, scale=0.3):
+    """Move every parameter off the initialisation, at which little could be told apart."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(scale)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def plain(block, x):
+    """The block by the formula, every operation on its own."""
+
+    def srelu(module, x):
+        b = module.threshold.view(-1, 1, 1)
+        return torch.relu(x - b) + b
+
+    out = x
+    for module in block.branch:
+        out = module(out) if isinstance(module, nn.Conv2d) else srelu(module, out)
+    if block.scale is not None:
+        out = (x if block.shortcut is None else block.shortcut(x)) + block.scale.scale * out
+    return srelu(block.srelu, out)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("neck", [None, 3])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride", "dilation"), [(6, 6, 1, 1), (6, 8, 2, 1), (8, 5, 1, 2)]
+)
+def test_block_and_its_gradients_are_those_of_the_formula(residual, neck, inputs, outputs, stride, dilation):
+    block = random_(IsoBlock(inputs, outputs, stride, residual, neck, dilation, srelu_init=-0.2)).double()
+    leaves = [torch.randn(2, inputs, 9, 7, dtype=torch.float64, requires_grad=True), *block.parameters()]
+    cotangent = torch.randn_like(plain(block, leaves[0]))
+    for ours, formula in zip(
+        (block(leaves[0]), *torch.autograd.grad(block(leaves[0]), leaves, cotangent)),
+        (plain(block, leaves[0]), *torch.autograd.grad(plain(block, leaves[0]), leaves, cotangent)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, formula)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_leaves_its_input_alone(training):
+    block, x = random_(IsoBlock(4, 4, 1, True)), torch.randn(2, 4, 5, 5)
+    before = x.clone()
+    with torch.set_grad_enabled(training):
+        block(x)
+    assert torch.equal(x, before)
+
+
+def test_a_block_keeps_channels_last():
+    block = random_(IsoBlock(8, 8, 1, True)).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    assert block(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def kept(module, x):
+    """Bytes that a training step keeps for backward, without parameters and input."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), x)}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        module(x).sum().backward()
+    return sum(storages.values())
+
+
+def test_a_block_keeps_its_activations_once_and_one_scaled_weight():
+    block, x = random_(IsoBlock(16, 16, 1, True, bottleneck_channels=4)), torch.randn(2, 16, 10, 10)
+    pixels = 2 * 10 * 10 * 4
+    # the outputs of two inner SReLUs and of the last one; s * W of the last convolution
+    assert kept(block, x) == (4 + 4 + 16) * pixels + 16 * 4 * 4
+
+
+def deep(**arguments):
+    torch.manual_seed(1)
+    return random_(ISONet(20, True, stem="cifar", out_features=["res3", "res4"], **arguments)).double()
+
+
+def test_checkpointing_changes_no_value_and_no_gradient():
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    results = []
+    for stages in ((), ("res2", "res4")):
+        net = deep(checkpoint_stages=stages)
+        out = net(x)
+        (out["res3"].square().sum() + out["res4"].square().sum()).backward()
+        results.append([*out.values(), *(p.grad for p in net.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_checkpointing_keeps_less(monkeypatch):
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    class Last(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)["res4"]
+
+    whole, two, all_three = (
+        kept(Last(deep(checkpoint_stages=stages)), x)
+        for stages in ((), ("res2", "res3"), ("res2", "res3", "res4"))
+    )
+    assert all_three < two < whole
+
+
+def test_checkpointing_is_off_in_evaluation(monkeypatch):
+    net = deep(checkpoint_stages=("res2",)).eval()
+    monkeypatch.setattr("iso_d2.modeling.isonet.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
+    net(torch.randn(1, 3, 16, 16, dtype=torch.float64))
+
+
+def test_checkpointing_names_the_stage_it_does_not_know():
+    with pytest.raises(
+        ValueError, match=r"checkpoint_stages must be some of res2, res3, res4, got \['res7'\]"
+    ):
+        deep(checkpoint_stages=("res7",))
+
+
+def test_the_fold_gives_the_same_outputs_without_scales():
+    net = random_(ISONet(50, True, out_features=["res2", "res5"])).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = net(x)
+        assert fold_scales_(net) is net
+        after = net(x)
+    assert not [name for name in net.state_dict() if "scale" in name]
+    for name in before:
+        torch.testing.assert_close(
+            after[name], before[name], rtol=1e-5, atol=1e-5 * before[name].abs().max().item()
+        )
+
+
+def test_the_fold_multiplies_the_last_weight_once():
+    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
+    weight = block.branch[-1].weight.detach().clone()
+    fold_scales_(nn.Sequential(block))
+    fold_scales_(block)
+    assert torch.equal(block.branch[-1].weight, 0.25 * weight)
+    x = torch.randn(1, 4, 5, 5)
+    inner = block.branch[:-1](x)
+    expected = x + F.conv2d(inner, 0.25 * weight, padding=1)
+    torch.testing.assert_close(block(x), torch.maximum(expected, block.srelu.threshold.view(-1, 1, 1)))
+
+
+def test_the_fold_leaves_isonet_alone():
+    net = ISONet(18, False, out_features=["res2"])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fold_scales_(net)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
