@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from iso_d2.config import add_iso_config
-from iso_d2.engine import Trainer
+from iso_d2.engine import OrthogonalityLossHook, Trainer
 
 HEIGHT, WIDTH = 32, 48
 BOX = [8, 8, 24, 24]
@@ -118,3 +119,42 @@ def train_in_one_process(folder):
     trainer.resume_or_load(resume=False)
     trainer.train()
     torch.save(trainer.model.module.state_dict(), os.path.join(folder, f"rank{comm.get_rank()}.pth"))
+
+
+def penalised_training(model, hook):
+    """Two steps; each layer's name that the process writes or penalises, losses as gathered, weights."""
+    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.05))
+    written = {}
+
+    class Look(HookBase):
+        def after_step(self):
+            for name, (value, _) in self.trainer.storage.latest().items():
+                written.setdefault(name, value)
+
+    trainer.register_hooks([hook, Look()])
+    trainer.train(0, 2)
+    module = getattr(model, "module", model)
+    return {"written": written, "layers": list(hook._convs), "weights": module.state_dict()}
+
+
+def toy_with_random_weights(tensor_loss=False):
+    torch.manual_seed(0)
+    model = TensorToy(tiny_resnet()) if tensor_loss else ToyModel(tiny_resnet())
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+class TensorToy(ToyModel):
+    """The toy model with one tensor as its loss."""
+
+    def forward(self, batch):
+        return super().forward(batch)["loss_toy"]
+
+
+def penalise_in_one_process(folder, tensor_loss):
+    """What each process of a distributed training with nothing but the penalty hook does."""
+    torch.set_num_threads(1)
+    model = create_ddp_model(toy_with_random_weights(tensor_loss), device_ids=None)
+    result = penalised_training(model, OrthogonalityLossHook(0.1, log_period=1))
+    torch.save(result, os.path.join(folder, f"penalised{comm.get_rank()}.pth"))

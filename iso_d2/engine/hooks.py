@@ -1,29 +1,22 @@
 """Delta initialisation and the orthogonality penalty as hooks of any Detectron2 trainer.
 
-Both name layers by patterns: a pattern is the dotted name of a convolution or of a module above it,
-``backbone.res2``, or an fnmatch pattern of such names, ``backbone.res*`` or ``*.conv2``.
+Both name layers by the patterns of ``layers.py``.
 
 Source: Qi et al., Deep Isometric Learning for Visual Recognition, ICML 2020, Section 3.
 """
 
 import logging
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from itertools import accumulate
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..isometry import SharedScale, delta_init_, orthogonality_losses
-from ..modeling import IsoBlock, ISONet, UNet
-
-NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+from ..isometry import delta_init_, orthogonality_losses, orthogonality_multiply_adds
+from .layers import branch_ends, default_layers, find_convolutions, select, summary
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +49,11 @@ class DeltaInitHook(HookBase):
             logger.info("No delta initialisation: %s", why)
             return
         model = _unwrap(self.trainer.model)
-        convs = _find_convolutions(model)
-        names = _select(convs, self.include)
-        branch_ends = _branch_ends(model)
+        convs = find_convolutions(model)
+        names = select(convs, self.include)
+        ends = branch_ends(model)
         kept = [name for name in names if convs[name].kernel_size == (7, 7)]
-        zeroed = [name for name in names if convs[name] in branch_ends and name not in kept]
+        zeroed = [name for name in names if convs[name] in ends and name not in kept]
         for name in names:
             if name in kept:
                 continue
@@ -76,7 +69,7 @@ class DeltaInitHook(HookBase):
             "Delta initialisation of %d convolutions: %s; %d at the end of a residual branch are 0; "
             "7x7 kernels left as they are: %s",
             len(names) - len(kept),
-            _summary(names),
+            summary(names),
             len(zeroed),
             ", ".join(kept) or "none",
         )
@@ -95,6 +88,10 @@ class OrthogonalityLossHook(HookBase):
     a median over 20 steps, shows from a period of 3 on the steps without it: the other losses alone.
     ``ortho/total`` is sum_l L(W_l), without gamma and n, and ``ortho/<layer>`` is L(W_l).
 
+    Under DistributedDataParallel each of P processes takes a share of the layers, of about the same cost,
+    with P times the coefficient. Their mean, which is what becomes of the gradients there, and of losses in
+    Detectron2's log, is the whole penalty; so its cost falls with P.
+
     Args:
         coeff (float): gamma.
         mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`.
@@ -105,35 +102,39 @@ class OrthogonalityLossHook(HookBase):
         exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
+        fraction (float): of the frequencies of each kernel, drawn at random at each step, as of
+            :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is cheaper and right in the mean.
 
     Raises:
-        ValueError: coefficient, period or log period out of range, unknown mode; in :meth:`before_train`,
-            a pattern that matches no convolution, or no `include` for a model without ISONet, UNet and
-            `backbone`.
+        ValueError: coefficient, period, log period or fraction out of range, unknown mode; in
+            :meth:`before_train`, a pattern that matches no convolution, or no `include` for a model without
+            ISONet, UNet and `backbone`.
     """
 
-    def __init__(self, coeff, mode="paper", include=None, exclude=(), period=1, log_period=100):
+    def __init__(self, coeff, mode="paper", include=None, exclude=(), period=1, log_period=100, fraction=1.0):
         if not (math.isfinite(coeff) and coeff >= 0):
             raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")
         if period < 1:
             raise ValueError(f"OrthogonalityLossHook period must be at least 1 (every step), got {period}")
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
-        orthogonality_losses([], mode)  # raises for an unknown mode now and not at the first step
+        orthogonality_losses([], mode, fraction)  # raises now and not at the first step
         self.coeff = coeff
         self.mode = mode
         self.include = include
         self.exclude = exclude
         self.period = period
         self.log_period = log_period
+        self.fraction = fraction
         self._convs = {}
+        self._processes = 1
         self._handle = None
 
     def before_train(self):
         model = _unwrap(self.trainer.model)
-        convs = _find_convolutions(model)
-        names = _select(convs, self.include) if self.include else _default_layers(model, convs)
-        excluded = _select(convs, self.exclude)
+        convs = find_convolutions(model)
+        names = select(convs, self.include) if self.include else default_layers(model, convs)
+        excluded = select(convs, self.exclude)
         self._convs = {
             name: convs[name] for name in names if name not in excluded and convs[name].weight.requires_grad
         }
@@ -144,14 +145,18 @@ class OrthogonalityLossHook(HookBase):
             self.coeff,
             self.period,
             len(self._convs),
-            _summary(self._convs),
+            summary(self._convs),
             len(left),
-            _summary(left),
+            summary(left),
         )
         if self._convs:
             self._handle = model.register_forward_hook(self._add_loss)
         else:
             logger.warning("The orthogonality penalty has no layer to act on: all are excluded or frozen")
+        # no other wrapper is known to average the gradients
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self._processes = comm.get_world_size()
+            self._convs = _share(self._convs, self.mode, comm.get_rank(), self._processes)
 
     def after_train(self):
         if self._handle is not None:
@@ -162,17 +167,18 @@ class OrthogonalityLossHook(HookBase):
         # Without gradients it is no training step: PreciseBN runs the model in training mode, too.
         if not model.training or not torch.is_grad_enabled() or self.trainer.iter % self.period != 0:
             return None
-        losses = orthogonality_losses(self._convs.values(), self.mode)
-        loss = self.coeff * self.period * losses.sum()
+        losses = orthogonality_losses(self._convs.values(), self.mode, self.fraction)
+        loss = self.coeff * self.period * self._processes * losses.sum()
         storage = self.trainer.storage
         if self.log_period and self.trainer.iter % self.log_period < self.period:
-            values = losses.tolist()
-            for name, value in zip(self._convs, values, strict=True):
+            own = dict(zip(self._convs, losses.tolist(), strict=True))
+            values = {name: value for share in self._gather(own) for name, value in share.items()}
+            for name, value in values.items():
                 storage.put_scalar(f"ortho/{name}", value, smoothing_hint=False)
-            storage.put_scalar("ortho/total", sum(values), smoothing_hint=False)
+            storage.put_scalar("ortho/total", sum(values.values()), smoothing_hint=False)
         if isinstance(output, torch.Tensor):
             # Detectron2 writes no parts of a loss that comes as one tensor.
-            storage.put_scalar("loss_ortho", loss.item())
+            storage.put_scalar("loss_ortho", sum(self._gather(loss.item())) / self._processes)
             return output + loss
         if not isinstance(output, Mapping):
             raise TypeError(
@@ -181,77 +187,20 @@ class OrthogonalityLossHook(HookBase):
             )
         return {**output, "loss_ortho": output.get("loss_ortho", 0.0) + loss}
 
+    def _gather(self, value):
+        """A list of the values of all processes, in the first of them."""
+        return comm.gather(value) if self._processes > 1 else [value]
+
 
 def _unwrap(model):
     return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
 
 
-def _find_convolutions(model):
-    """dict[str, nn.Module]: the convolutions by dotted name, in the model's order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        # A deformable convolution's offsets are predicted by a convolution that must stay near 0.
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not name.endswith("_offset")
-    }
-
-
-def _select(names, patterns):
-    """Those of `names` that a pattern matches, itself or through a module above it."""
-    chosen = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {name for name in names if any(fnmatchcase(path, pattern) for path in _paths(name))}
-        if not found:
-            modules = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise ValueError(
-                f"Pattern {pattern!r} matches no convolution. Give the dotted name of a module or of a "
-                "convolution, or an fnmatch pattern of such names. "
-                f"Modules with convolutions: {', '.join(modules)}"
-            )
-        chosen |= found
-    return [name for name in names if name in chosen]
-
-
-def _paths(name):
-    """'a.b.c' -> 'a', 'a.b', 'a.b.c'"""
-    return accumulate(name.split("."), "{}.{}".format)
-
-
-def _default_layers(model, convs):
-    roots = [name for name, module in model.named_modules() if isinstance(module, (ISONet, IsoBlock, UNet))]
-    if roots:
-        names = [n for n in convs if any(root == "" or n.startswith(root + ".") for root in roots)]
-    elif isinstance(getattr(model, "backbone", None), nn.Module):
-        names = [n for n in convs if re.match(r"backbone\.(?!fpn_|top_block\b)", n)]
-    else:
-        raise ValueError(
-            f"{type(model).__name__} has neither an ISONet, a UNet nor a module `backbone`: name the "
-            "layers to penalise in `include` (ISO.ORTHO.INCLUDE). "
-            f"Its modules: {', '.join(name for name, _ in model.named_children())}"
-        )
-    outputs = {module.output for module in model.modules() if isinstance(module, UNet)}
-    return [
-        n
-        for n in names
-        if convs[n].kernel_size != (7, 7) and convs[n].in_channels != 3 and convs[n] not in outputs
-    ]
-
-
-def _branch_ends(model):
-    """The last convolutions of the branches of residual blocks in the style of ResNet."""
-    ends = set()
-    for block in model.modules():
-        convs = [module for name, module in block.named_children() if re.fullmatch(r"conv\d+", name)]
-        if not convs or not (hasattr(block, "shortcut") or hasattr(block, "downsample")):
-            continue
-        # A scale of 0 with a branch of 0 would never learn. A norm layer bounds the branch by itself,
-        # and over a branch of 0 it would multiply the gradient by 1 / sqrt(eps).
-        if not any(isinstance(module, (SharedScale, *NORM_LAYERS)) for module in block.modules()):
-            ends.add(convs[-1])
-    return ends
-
-
-def _summary(names):
-    """'backbone.res2 (10), backbone.res3 (13)': how many of the names lie where, down to the first number."""
-    counts = Counter(re.split(r"\.\d+\b|\.\w+$", name, maxsplit=1)[0] for name in names)
-    return ", ".join(f"{module} ({count})" for module, count in counts.items()) or "none"
+def _share(convs, mode, process, processes):
+    """The convolutions of one process: the dearest first, each to whom has the least to do so far."""
+    cost = {name: orthogonality_multiply_adds(conv, mode) for name, conv in convs.items()}
+    shares = [{} for _ in range(processes)]
+    for name in sorted(convs, key=cost.get, reverse=True):
+        least = min(shares, key=lambda share: sum(cost[name] for name in share))
+        least[name] = convs[name]
+    return shares[process]

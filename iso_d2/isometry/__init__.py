@@ -2,7 +2,12 @@
 
 from .activation import SharedScale, SReLU
 from .initialization import delta_init_
-from .orthogonality import conv_gram, orthogonality_loss, orthogonality_losses
+from .orthogonality import (
+    conv_gram,
+    orthogonality_loss,
+    orthogonality_losses,
+    orthogonality_multiply_adds,
+)
 from .spectrum import conv_singular_values, isometry_error
 
 __all__ = [
@@ -14,4 +19,5 @@ __all__ = [
     "isometry_error",
     "orthogonality_loss",
     "orthogonality_losses",
+    "orthogonality_multiply_adds",
 ]

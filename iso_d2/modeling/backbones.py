@@ -9,6 +9,8 @@ import logging
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
 
 from ..config import add_iso_config
 from .isonet import ISONet
@@ -47,7 +49,7 @@ def _build_isonet(cfg, input_shape, out_features):
             "as they were initialised. Set MODEL.BACKBONE.FREEZE_AT 0 to train from scratch.",
             freeze_at,
         )
-    return ISONet(
+    net = ISONet(
         node.DEPTH,
         node.RESIDUAL,
         in_channels=input_shape.channels,
@@ -60,6 +62,24 @@ def _build_isonet(cfg, input_shape, out_features):
         checkpoint_stages=node.CHECKPOINT_STAGES,
         **isonet_block_args(node),
     )
+    return net if node.DELTA_INIT else without_delta(net)
+
+
+def without_delta(net):
+    """Give a net's convolutions the start of Detectron2's ResNets, Kaiming normal by fan-out.
+
+    All of them, in place, but the 7x7 stem, which does not start as a delta kernel anyway.
+
+    Args:
+        net (nn.Module): an ISONet.
+
+    Returns:
+        nn.Module: the net itself.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (7, 7):
+            c2_msra_fill(module)
+    return net
 
 
 def _build_fpn(cfg, input_shape, in_features, top_block):

@@ -164,6 +164,16 @@ def test_period_keeps_the_mean():
     assert mean == pytest.approx(sum(losses["total_loss"] for losses in every) / 6, rel=1e-6)
 
 
+def test_a_fraction_of_the_frequencies_varies_around_the_exact_loss():
+    torch.manual_seed(0)
+    model = ToyModel(tiny_resnet())
+    (exact,) = train(model, OrthogonalityLossHook(0.1), steps=1)
+    losses = [x["loss_ortho"] for x in train(model, OrthogonalityLossHook(0.1, fraction=0.5), steps=60)]
+    assert len(set(losses)) > 10
+    spread = torch.tensor(losses).std().item()
+    assert sum(losses) / 60 == pytest.approx(exact["loss_ortho"], abs=4 * spread / 60**0.5)
+
+
 def test_layers_are_written_at_the_first_penalised_step_of_each_log_period():
     hook = OrthogonalityLossHook(0.1, period=3, log_period=5)
     written = ["ortho/total" in losses for losses in train(ToyModel(tiny_resnet()), hook, steps=12)]

@@ -1,0 +1,149 @@
+"""What the penalty costs, counted and not timed, and its random subset of frequencies."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from iso_d2.isometry import orthogonality_loss, orthogonality_losses, orthogonality_multiply_adds
+
+
+def conv(*shape, stride=1, groups=1, kind=nn.Conv2d):
+    torch.manual_seed(0)
+    module = kind(*shape, stride=stride, groups=groups, bias=False, dtype=torch.float64)
+    nn.init.normal_(module.weight, std=1 / math.sqrt(math.prod(module.weight.shape[1:])))
+    return module
+
+
+LAYERS = [
+    conv(3, 5, 3),
+    conv(5, 3, 3),
+    conv(4, 4, 1),
+    conv(4, 6, 3, stride=2),
+    conv(4, 2, (3, 2), stride=(1, 2)),
+    conv(4, 8, 1, stride=2),
+    conv(6, 4, 3, groups=2),
+    conv(2, 3, 4),
+    conv(4, 2, 2, stride=2, kind=nn.ConvTranspose2d),
+]
+
+
+@pytest.mark.parametrize("mode", ["paper", "exact"])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_multiply_adds_are_those_that_are_done(layer, mode):
+    with FlopCounterMode(display=False) as counter:
+        orthogonality_losses([layer], mode).sum().backward()
+    assert 2 * orthogonality_multiply_adds(layer, mode) == counter.get_total_flops()
+
+
+def test_multiply_adds_of_a_3x3_layer_by_hand():
+    # 13 frequencies, 5 products of 2 x 2 by 2 x 7 each; 2 transforms of 3 tables, 13 x 9, on 14 weights
+    assert orthogonality_multiply_adds(conv(7, 2, 3)) == 13 * 5 * 2 * 2 * 7 + 2 * 3 * 13 * 9 * 14
+
+
+def products(convs):
+    """Names of the matrix products that value and gradient take."""
+    names = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        orthogonality_losses(convs).sum().backward()
+    return [name for name in names if name in ("mm", "bmm", "baddbmm", "convolution")]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_layers_of_one_shape_share_their_products(count):
+    # two transforms, two products for the value, three for the gradient, and no convolution
+    assert sorted(products([conv(4, 6, 3) for _ in range(count)])) == ["baddbmm", *["bmm"] * 4, "mm", "mm"]
+    assert products([conv(4, 6, 1) for _ in range(count)]) == ["bmm", "bmm"]
+
+
+def test_frozen_layers_cost_no_gradient():
+    frozen = conv(4, 6, 1).requires_grad_(False)
+    assert products([frozen, conv(4, 6, 1)]) == ["bmm", "bmm", "bmm"]
+
+
+def test_buffers_are_used_again_and_do_not_leak_into_results():
+    first, second = conv(5, 5, 3), conv(5, 5, 3)
+    with torch.no_grad():
+        second.weight.mul_(0.5)
+    one, two = orthogonality_losses([first]).sum(), orthogonality_losses([second]).sum()
+    one.backward()
+    two.backward()
+    for layer in (first, second):
+        fresh = layer.weight.detach().clone().requires_grad_()
+        orthogonality_loss(fresh).backward()
+        torch.testing.assert_close(layer.weight.grad, fresh.grad, rtol=0, atol=0)
+
+
+def test_buffers_made_in_inference_mode_serve_training():
+    with torch.inference_mode():
+        orthogonality_losses([conv(9, 9, 5)])
+    orthogonality_losses([conv(9, 9, 5)]).sum().backward()
+
+
+def estimates(layers, fraction, draws):
+    """(draws,) values and (draws, weights) gradients of the layers."""
+    generator = torch.Generator().manual_seed(0)
+    values, grads = [], []
+    for _ in range(draws):
+        loss = orthogonality_losses(layers, fraction=fraction, generator=generator).sum()
+        grads.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [c.weight for c in layers])]))
+        values.append(loss.detach())
+    return torch.stack(values), torch.stack(grads)
+
+
+def test_the_mean_over_all_draws_is_exact():
+    """A 2x2 kernel has 5 frequencies: each of the 10 subsets of 2 or 3 is as likely as any other."""
+    layer = conv(3, 4, 2)
+    exact = orthogonality_losses([layer]).sum()
+    exact_grad = torch.autograd.grad(exact, layer.weight)[0].flatten()
+    values, grads = estimates([layer], 0.4, 400)
+    distinct = {round(value.item(), 9): i for i, value in enumerate(values)}
+    assert len(distinct) == len(list(itertools.combinations(range(5), 2)))
+    chosen = list(distinct.values())
+    torch.testing.assert_close(values[chosen].mean(), exact.detach())
+    torch.testing.assert_close(grads[chosen].mean(0), exact_grad)
+
+
+def test_the_variance_is_the_documented_one():
+    layer = conv(3, 4, 2)
+    values = torch.tensor(sorted({round(v.item(), 9) for v in estimates([layer], 0.2, 200)[0]}))
+    assert len(values) == 5
+    terms = values.double() / 5  # one frequency drawn counts for all five
+    pairs = torch.tensor(sorted({round(v.item(), 9) for v in estimates([layer], 0.4, 400)[0]})).double()
+    expected = 5**2 * (1 / 2 - 1 / 5) * terms.var(correction=1)
+    torch.testing.assert_close(pairs.var(correction=0), expected, rtol=1e-4, atol=0)
+
+
+def test_a_fraction_leaves_1x1_and_strided_layers_exact():
+    layers = [conv(4, 4, 1), conv(4, 4, 3, stride=2)]
+    exact = orthogonality_losses(layers)
+    assert torch.equal(orthogonality_losses(layers, fraction=0.1), exact)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, math.nan])
+def test_fraction_out_of_range(fraction):
+    with pytest.raises(ValueError, match="fraction must be above 0 and at most 1, got"):
+        orthogonality_losses([conv(2, 2, 3)], fraction=fraction)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_compiles_into_one_graph():
+    layers = [conv(3, 4, 3), conv(4, 8, 1), conv(4, 6, 3, stride=2)]
+    weights = [layer.weight for layer in layers]
+    compiled = torch.compile(lambda: orthogonality_losses(layers).sum(), backend="eager", fullgraph=True)
+    expected = orthogonality_losses(layers).sum()
+    torch.testing.assert_close(compiled(), expected)
+    for a, b in zip(
+        torch.autograd.grad(compiled(), weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(a, b)
