@@ -20,11 +20,12 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready-$(DETECTRON2)
 
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test benchmark lint format clean
 
 help:
 	@echo "make train    train the small detector on generated images (minutes on a CPU)"
 	@echo "make test     run the tests"
+	@echo "make benchmark  measure speed and memory against the targets (15 minutes on two cores)"
 	@echo "make lint     check style; make format mends what it can"
 	@echo "make setup    only prepare $(VENV); DETECTRON2=git compiles the official Detectron2"
 	@echo "make clean    remove caches and build files, not $(VENV) and not output/"
@@ -36,6 +37,9 @@ train: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest
+
+benchmark: $(READY)
+	$(PY) tools/benchmark.py all
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -27,6 +27,7 @@ setup(
         "pillow",
         "pycocotools",
         "scipy",
+        "tabulate",
         "torch>=2.4",
         "torchvision",
         "tqdm",

@@ -33,6 +33,8 @@ def _iso_config():
     cfg.MODEL.ISONET.RESIDUAL = True
     # "imagenet": 7x7 stride 2 and max-pooling (total stride 4); "cifar": 3x3 stride 1
     cfg.MODEL.ISONET.STEM = "imagenet"
+    # False: Kaiming-normal convolutions in place of delta kernels, to see what the start is worth
+    cfg.MODEL.ISONET.DELTA_INIT = True
     # Start of the SReLU thresholds b in max(x, b)
     cfg.MODEL.ISONET.SRELU_INIT = -1.0
     # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
@@ -102,8 +104,14 @@ def _iso_config():
     cfg.ISO.ORTHO.EXCLUDE = []
     # Penalise every n-th step, with the coefficient times n
     cfg.ISO.ORTHO.PERIOD = 1
+    # Share of each kernel's frequencies that a step looks at, drawn at random; 1 is exact
+    cfg.ISO.ORTHO.FRACTION = 1.0
     # Every so many steps each layer's penalty goes to metrics.json and TensorBoard; 0: never
     cfg.ISO.ORTHO.LOG_PERIOD = 100
+
+    cfg.ISO.ANALYSIS = CN()
+    # Every so many steps log singular values, thresholds, scales, signal and gradient by depth; 0: never
+    cfg.ISO.ANALYSIS.PERIOD = 0
 
     cfg.SOLVER = CN()
     # Weight decay of the SReLU thresholds

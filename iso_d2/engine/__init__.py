@@ -1,7 +1,8 @@
-"""Training: the two hooks, parameter groups, checkpoints and a trainer that joins them."""
+"""Training: the hooks, parameter groups, checkpoints and a trainer that joins them."""
 
 from .hooks import DeltaInitHook, OrthogonalityLossHook
+from .isometry_hook import IsometryHook
 from .optimizer import build_optimizer
 from .trainer import Trainer
 
-__all__ = ["DeltaInitHook", "OrthogonalityLossHook", "Trainer", "build_optimizer"]
+__all__ = ["DeltaInitHook", "IsometryHook", "OrthogonalityLossHook", "Trainer", "build_optimizer"]

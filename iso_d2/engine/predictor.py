@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from ..data import read_image
 from ..data.lgg_preprocessing import preprocess_image
-from ..modeling import UNetSegmentor
+from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
 from .trainer import build_mapper
@@ -38,6 +38,7 @@ class Predictor:
             )
         self.model = build_model(cfg).eval()
         IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        fold_scales_(self.model)
         self.mapper = build_mapper(cfg, is_train=False)
         self.image_size = None
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

@@ -21,7 +21,9 @@ from ..data.paths import dataset_root
 from ..data.stock_mapper import CheckedDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
-from .hooks import NORM_LAYERS, DeltaInitHook, OrthogonalityLossHook
+from .hooks import DeltaInitHook, OrthogonalityLossHook
+from .isometry_hook import IsometryHook
+from .layers import NORM_LAYERS
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
 from .schedule import epochs_to_iterations
@@ -43,7 +45,7 @@ class Trainer(DefaultTrainer):
     """Train a model as a config with iso_d2's keys says, on one or more GPUs or CPU processes.
 
     Args:
-        cfg (CfgNode): the config; ISO.DELTA_INIT and ISO.ORTHO choose the hooks.
+        cfg (CfgNode): the config; ISO.DELTA_INIT, ISO.ORTHO and ISO.ANALYSIS choose the hooks.
 
     Raises:
         ValueError, KeyError, FileNotFoundError: a data set of DATASETS.TRAIN or DATASETS.TEST that is
@@ -83,7 +85,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Delta initialisation and orthogonality penalty, where the config asks for them, then
+        """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, then
         Detectron2's hooks, of which the writer must come last."""
         iso, hooks = self.cfg.ISO, []
         if iso.DELTA_INIT.ENABLED:
@@ -97,8 +99,11 @@ class Trainer(DefaultTrainer):
                     exclude=iso.ORTHO.EXCLUDE,
                     period=iso.ORTHO.PERIOD,
                     log_period=iso.ORTHO.LOG_PERIOD,
+                    fraction=iso.ORTHO.FRACTION,
                 )
             )
+        if iso.ANALYSIS.PERIOD > 0:
+            hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
         return hooks + super().build_hooks()
 
     def resume_or_load(self, resume=True):

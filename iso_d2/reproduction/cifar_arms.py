@@ -1,0 +1,110 @@
+"""CIFAR-10 and CIFAR-100: the report's eight runs (Section 3.1), ResNets beside them, and the ablation."""
+
+from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
+
+# Lengths in small
+CIFAR_EPOCHS, ABLATION_EPOCHS = 2, 1
+CIFAR_TRAIN_IMAGES, CIFAR_BATCH = 50_000, 128
+CIFAR_EPOCH = round(CIFAR_TRAIN_IMAGES / CIFAR_BATCH)  # iterations
+REPORTS_GAMMA = "1e-4"
+# In small: the narrow nets of depth 20. Backbones of (R-)ISONet and ResNet read different keys.
+NARROW = {
+    "isonet18": options(MODEL__ISONET__DEPTH=20),
+    "resnet18": options(MODEL__RESNETS__DEPTH=20, MODEL__RESNETS__OUT_FEATURES="['res4']"),
+}
+
+
+def small_cifar(net, config, epochs, *changes, train_set=True, seconds=0.75):
+    """Depth 20 for a few epochs: half an epoch of warm-up, a tenth of the rate in the last third."""
+    total = epochs * CIFAR_EPOCH
+    family = "resnet18" if "resnet18" in config else "isonet18"
+    schedule = options(
+        SOLVER__EPOCHS=0,
+        SOLVER__EPOCH_STEPS="()",
+        SOLVER__WARMUP_EPOCHS=0,
+        TEST__EVAL_EPOCHS=0,
+        SOLVER__MAX_ITER=total,
+        SOLVER__STEPS=f"({round(total * 2 / 3)},)",
+        SOLVER__WARMUP_ITERS=CIFAR_EPOCH // 2,
+        TEST__EVAL_PERIOD=CIFAR_EPOCH,
+        SOLVER__CHECKPOINT_PERIOD=100,
+        DATASETS__TEST="('cifar10_test',)",
+    )
+    epochs_text = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    return Run(
+        net=net,
+        config=config,
+        options=(*NARROW[family], *schedule, *SMALL_COMMON, *changes),
+        setup=f"depth 20 (16, 32, 64 wide), {epochs_text} of batch {CIFAR_BATCH}, half an epoch of warm-up, "
+        "rate x0.1 in the last third, flip",
+        seconds=seconds,
+        evaluate="cifar10_train" if train_set else "",
+    )
+
+
+def full_cifar(net, config, *changes):
+    return Run(
+        net=net,
+        config=config,
+        options=(*options(SOLVER__CHECKPOINT_PERIOD=2000), *changes),
+        setup="depth 18 (64 to 512 wide, 3x3 stem), 100 epochs of batch 128, rate x0.1 at 30, 60, 90, flip",
+    )
+
+
+def cifar_arm(number, net, gamma, small=ONLY_FULL):
+    config = f"configs/cifar/{net}18_cifar{number}{'_gamma3e-4' if gamma == '3e-4' else ''}.yaml"
+    family = {"risonet": "R-ISONet", "isonet": "ISONet"}[net]
+    return Arm(
+        name=f"cifar{number}-{net}-gamma{gamma}",
+        group="cifar",
+        table=f"cifar{number}",
+        label=f"{family}, gamma {gamma}",
+        needs=(f"cifar{number}",),
+        full=full_cifar(f"{family}-18", config),
+        small=small,
+    )
+
+
+def cifar_resnet_arm(number, norm, small=ONLY_FULL):
+    config = f"configs/cifar/resnet18{'' if norm == 'bn' else '_nonorm'}_cifar{number}.yaml"
+    words = "batch norm" if norm == "bn" else "ReLU, no norm"
+    return Arm(
+        name=f"cifar{number}-resnet-{norm}",
+        group="cifar",
+        table=f"cifar{number}",
+        label=f"ResNet, {words}",
+        needs=(f"cifar{number}",),
+        full=full_cifar(f"ResNet-18, {words}", config),
+        small=small,
+    )
+
+
+# The parts of R-ISONet, each taken away alone. max(x, 0) with 0 fixed is ReLU.
+ABLATIONS = {
+    "no-delta": ("without delta initialisation (Kaiming normal)", options(MODEL__ISONET__DELTA_INIT=False)),
+    "no-srelu": (
+        "without SReLU (ReLU)",
+        options(MODEL__ISONET__SRELU_INIT=0.0, MODEL__ISONET__SRELU_LEARNABLE=False),
+    ),
+    "no-penalty": ("without the orthogonality penalty", options(ISO__ORTHO__COEFF=0.0)),
+    "no-scale": (
+        "without the residual scale (fixed at 1)",
+        options(MODEL__ISONET__SCALE_INIT=1.0, SOLVER__SCALE_LR_FACTOR=0.0),
+    ),
+}
+RISONET_CIFAR10 = "configs/cifar/risonet18_cifar10.yaml"
+
+
+def ablation_arms():
+    for key, (words, changes) in ABLATIONS.items():
+        yield Arm(
+            name=f"cifar10-ablation-{key}",
+            group="cifar",
+            table="ablation",
+            label=words,
+            needs=("cifar10",),
+            full=full_cifar("R-ISONet-18", RISONET_CIFAR10, *changes),
+            small=small_cifar("R-ISONet-20", RISONET_CIFAR10, ABLATION_EPOCHS, *changes, train_set=False),
+        )
+
+

@@ -1,0 +1,134 @@
+"""Persons, bicycles and cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2 and 6.2), and at small batches."""
+
+from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
+
+# Lengths in small
+COCO_ITERATIONS, COCO_BATCH1_ITERATIONS = 300, 200
+COCO_TEST_AND_TRAIN = options(DATASETS__TEST="('coco_pbc_test', 'coco_pbc_train')")
+# What the three FPNs have in common in small: the widths of configs/quick/risonet18_frcnn_fpn_overfit8.yaml
+SMALL_FPN = options(
+    MODEL__FPN__OUT_CHANNELS=128,
+    MODEL__ANCHOR_GENERATOR__SIZES="[[16], [32], [64], [128], [256]]",
+    MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=64,
+    MODEL__ROI_BOX_HEAD__FC_DIM=512,
+    INPUT__ALBUMENTATIONS__TRAIN="[['Resize', {'height': 256, 'width': 256}], ['HorizontalFlip', {'p': 0.5}]]",
+    INPUT__ALBUMENTATIONS__TEST="[['Resize', {'height': 256, 'width': 256}]]",
+    TEST__EVAL_PERIOD=0,
+    SOLVER__CHECKPOINT_PERIOD=50,
+)
+RESNET18 = options(MODEL__RESNETS__DEPTH=18, MODEL__RESNETS__RES2_OUT_CHANNELS=64)
+RISONET50_FPN, RESNET50_FPN = "configs/risonet50_frcnn_fpn.yaml", "configs/resnet50_frcnn_fpn.yaml"
+
+
+def small_coco(net, batch, iterations):
+    """Depth 18 with FPN at 256x256, at four times the rate of Base-Detection.yaml's rule: there is little time."""
+    risonet = net == "R-ISONet-18 FPN"
+    schedule = options(
+        SOLVER__IMS_PER_BATCH=batch,
+        SOLVER__BASE_LR=0.005 * batch,
+        SOLVER__WARMUP_ITERS=50,
+        SOLVER__MAX_ITER=iterations,
+        SOLVER__STEPS=f"({round(iterations * 0.8)},)",
+    )
+    return Run(
+        net=net,
+        config="configs/risonet18_frcnn_fpn.yaml" if risonet else RESNET50_FPN,
+        options=(
+            *(options(ISO__ORTHO__PERIOD=10) if risonet else RESNET18),
+            *SMALL_FPN,
+            *schedule,
+            *SMALL_COMMON,
+        ),
+        setup=f"depth 18 with FPN (128 wide), 256x256, {iterations} iterations of batch {batch}, "
+        "rate x0.1 in the last fifth",
+        seconds=1.25 if batch == 2 else 0.7,
+    )
+
+
+def full_coco(net, config, *changes, batch=8, passes=36):
+    """At batch 8 the schedule of Base-Detection.yaml; else the same in proportion."""
+    iterations = passes * 1000 // batch
+    schedule = (
+        options(
+            SOLVER__IMS_PER_BATCH=batch,
+            SOLVER__BASE_LR=0.00125 * batch,
+            SOLVER__MAX_ITER=iterations,
+            SOLVER__STEPS=f"({iterations * 2 // 3}, {iterations * 8 // 9})",
+            SOLVER__CHECKPOINT_PERIOD=2000,
+            TEST__EVAL_PERIOD=iterations // 3,
+        )
+        if batch != 8
+        else ()
+    )
+    return Run(
+        net=net,
+        config=config,
+        options=(*COCO_TEST_AND_TRAIN, *schedule, *changes),
+        setup=f"512x512, {iterations:,} iterations of batch {batch} ({passes} passes over 1,000 images), "
+        "rate x0.1 after two thirds and eight ninths",
+    )
+
+
+def coco_arm(name, table, label, full, small=ONLY_FULL, **more):
+    return Arm(name, "coco", table, label, ("coco",), full, small, **more)
+
+
+def batch_arms(batch):
+    """The reason to be norm-free: few images a batch. A third of the passes, since each costs more."""
+    nets = {
+        "risonet-fpn": ("R-ISONet FPN", RISONET50_FPN, "R-ISONet-18 FPN", ()),
+        "resnet-fpn-bn": ("ResNet FPN, batch norm", RESNET50_FPN, "ResNet-18 FPN, batch norm", ()),
+        "resnet-fpn-frozenbn": (
+            "ResNet FPN, batch norm frozen at its start",
+            RESNET50_FPN,
+            "",
+            options(MODEL__RESNETS__NORM="FrozenBN"),
+        ),
+        "resnet-fpn-gn": ("ResNet FPN, group norm", "configs/resnet50_gn_frcnn_fpn.yaml", "", ()),
+    }
+    for key, (label, config, small_net, changes) in nets.items():
+        net = label.replace("Net FPN", "Net-50 FPN")
+        yield coco_arm(
+            f"coco-batch{batch}-{key}",
+            f"coco-batch{batch}",
+            label,
+            full_coco(net, config, *changes, batch=batch, passes=12),
+            small_coco(small_net, 1, COCO_BATCH1_ITERATIONS) if batch == 1 and small_net else ONLY_FULL,
+        )
+
+
+# Both backbones learn CIFAR-100, enlarged, before they learn to detect: equal starts without ImageNet.
+PRETRAINING = options(
+    MODEL__ISONET__STEM="imagenet",
+    MODEL__ISONET__DEPTH=50,
+    INPUT__IN_MEMORY=False,
+    INPUT__ALBUMENTATIONS__TRAIN="[['Resize', {'height': 96, 'width': 96}], ['HorizontalFlip', {'p': 0.5}]]",
+    INPUT__ALBUMENTATIONS__TEST="[['Resize', {'height': 96, 'width': 96}]]",
+    SOLVER__EPOCHS=30,
+    SOLVER__EPOCH_STEPS="(15, 25)",
+    SOLVER__WARMUP_EPOCHS=2,
+    SOLVER__CHECKPOINT_PERIOD=1000,
+    DATASETS__TEST="('cifar100_test',)",
+    DATALOADER__NUM_WORKERS=8,
+)
+RESNET50 = options(
+    MODEL__BACKBONE__NAME="build_resnet_backbone",
+    MODEL__RESNETS__DEPTH=50,
+    MODEL__RESNETS__STRIDE_IN_1X1=False,
+)
+
+
+def pretraining_arm(key, net, config, *changes):
+    return Arm(
+        name=f"pretrain-cifar100-{key}",
+        group="coco",
+        table="pretraining",
+        label=net,
+        needs=("cifar100",),
+        full=Run(
+            net, config, (*PRETRAINING, *changes), "CIFAR-100 enlarged to 96x96, 30 epochs of batch 128, flip"
+        ),
+        small=ONLY_FULL,
+    )
+
+

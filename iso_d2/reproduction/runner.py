@@ -1,0 +1,146 @@
+"""Training the arms one after the other, or some side by side, each in processes of its own.
+
+What runs is ``tools/train_net.py --resume`` with a config and options, as anybody can type it, so that a
+crash of one arm leaves the others alone.
+"""
+
+import re
+import signal
+import time
+
+from .files import command_text
+from .process import Process
+from .progress import Progress
+from .records import write_record
+
+# Seconds between two looks at the processes, and that a process has to end after SIGTERM
+POLL, GRACE = 1.0, 10.0
+DIVERGED = re.compile(r"FloatingPointError: Loss became infinite or NaN at iteration=(\d+)")
+
+
+class Runner:
+    """Runs jobs until all are done, one cannot go on or the time is over.
+
+    Args:
+        jobs (sequence of Job): in their order.
+        parallel (int): how many side by side.
+        budget (float or None): seconds from the start after which everything is stopped; None: no end.
+        force (bool): run those again that have a result.
+        say (callable): takes each line of the progress.
+        record (callable): as :func:`.records.write_record`.
+    """
+
+    def __init__(self, jobs, parallel=1, budget=None, force=False, say=print, record=write_record):
+        self.jobs = list(jobs)
+        self.parallel = parallel
+        self.budget = budget
+        self.force = force
+        self.say = say
+        self.record = record
+        self.failed, self.skipped, self.done = {}, {}, []
+        self.stopped = ""
+        self._active = []
+
+    def run(self):
+        """Run them.
+
+        Returns:
+            bool: whether none failed. ``failed`` and ``skipped`` hold name -> reason, ``stopped`` why
+            something is left.
+        """
+        started = time.monotonic()
+        waiting = self._choose()
+        progress = Progress(waiting, self.parallel, self.say)
+        try:
+            while waiting or self._active:
+                if self.budget is not None and time.monotonic() - started > self.budget:
+                    self.stopped = "the time budget is used up"
+                    break
+                while waiting and len(self._active) < self.parallel:
+                    self._start(waiting.pop(0), progress)
+                time.sleep(POLL)
+                for process in list(self._active):
+                    self._look_at(process, progress)
+                progress.show(self._active)
+        except KeyboardInterrupt:
+            self.stopped = "it was interrupted"
+        finally:
+            self._stop_all()
+        if self.stopped:
+            self.say(f"Stopped: {self.stopped}. The same command goes on where it was.")
+        return not self.failed
+
+    def _choose(self):
+        """Those to be run."""
+        waiting = []
+        starts = {job.arm.name for job in self.jobs}
+        for job in self.jobs:
+            if job.result_file.is_file() and not self.force:
+                self.say(f"{job.name}: done already ({job.result_file.relative_to(job.root)})")
+            elif isinstance(job.run, str) or (job.obstacle() and job.arm.starts_from not in starts):
+                self._skip(job)
+            else:
+                waiting.append(job)
+        return waiting
+
+    def _skip(self, job):
+        self.skipped[job.name] = job.obstacle()
+        self.say(f"{job.name}: skipped. {self.skipped[job.name]}")
+
+    def _start(self, job, progress):
+        if job.obstacle():  # an arm that starts from another one's weights, which did not come
+            self._skip(job)
+            return
+        if self.force and (job.root / job.folder).is_dir():
+            _set_aside(job.root / job.folder)
+        process = Process(job, self.parallel)
+        self._active.append(process)
+        progress.started(job)
+        self.say(f"{job.name}: {command_text(process.command)}")
+
+    def _look_at(self, process, progress):
+        if process.is_running():
+            return
+        self._active.remove(process)
+        job = process.job
+        process.account()
+        error = process.error()
+        if error:
+            diverged = DIVERGED.search(error)
+            if not diverged:
+                self._fail(job, f"{error} (all of it: {job.folder / 'console.txt'})")
+                return
+        elif process.start_next():
+            self._active.append(process)
+            return
+        try:
+            self.record(job, diverged=int(diverged[1]) if error else None)
+        except (KeyError, OSError, ValueError) as problem:
+            self._fail(job, f"no record: {type(problem).__name__}: {problem}")
+            return
+        self.done.append(job.name)
+        progress.finished(job)
+        self.say(f"{job.name}: {'diverged' if error else 'done'}, {job.result_file.relative_to(job.root)}")
+
+    def _fail(self, job, reason):
+        self.failed[job.name] = reason
+        self.say(f"{job.name}: FAILED: {reason}")
+
+    def _stop_all(self):
+        for process in self._active:
+            process.signal(signal.SIGTERM)
+        end = time.monotonic() + GRACE
+        for process in self._active:
+            while process.is_running() and time.monotonic() < end:
+                time.sleep(0.1)
+            process.signal(signal.SIGKILL)
+            process.wait()
+            process.account()
+        self._active = []
+
+
+def _set_aside(folder):
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.before{number}")).exists():
+        number += 1
+    folder.rename(target)
