@@ -14,7 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-from iso_d2.reproduction.arms import ARMS, GROUPS, SCALES
+from iso_d2.reproduction.arm import GROUPS, SCALES
+from iso_d2.reproduction.arms import in_order
 from iso_d2.reproduction.files import command_text
 from iso_d2.reproduction.jobs import Job
 from iso_d2.reproduction.report import write_report
@@ -30,7 +31,7 @@ def parse_args(argv):
     parser.add_argument("what", choices=[*GROUPS, "all", "report"])
     parser.add_argument("--scale", choices=SCALES[::-1], default="small", help="small: a CPU; full: a GPU")
     parser.add_argument(
-        "--time-budget", type=float, metavar="MINUTES", help="stop after so many, to go on later"
+        "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
     )
     parser.add_argument("--seeds", nargs="+", default=["1"], metavar="SEED", help="seeds, 1 if not given")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many arms side by side")
@@ -50,13 +51,11 @@ def parse_args(argv):
 
 def choose(args):
     """The jobs of a command line, seed by seed so that every arm has one result before any has two."""
-    arms = [arm for arm in ARMS if args.what in (arm.group, "all")]
+    arms = [arm for arm in in_order(args.scale) if args.what in (arm.group, "all")]
     if args.arms:
         arms = [arm for arm in arms if any(fnmatch.fnmatchcase(arm.name, name) for name in args.arms)]
         if not arms:
             sys.exit(f"error: no arm is named {' or '.join(args.arms)}; --list names those there are")
-    if args.scale == "small":  # what answers the report's claims first
-        arms = sorted(arms, key=lambda arm: arm.table == "ablation")
     return [Job(arm, args.scale, seed, ROOT) for seed in args.seeds for arm in arms]
 
 

@@ -140,7 +140,7 @@ def _lanczos(apply, size, like, seed):
     matrix = torch.diag_embed(torch.stack(diagonal, 1))
     off = torch.diag_embed(torch.stack(beside[:-1], 1), offset=1)
     nodes, vectors = torch.linalg.eigh(matrix + off + off.mT)
-    values, shares = nodes.clamp(min=0).sqrt().flatten(), vectors[:, 0].square().flatten() / PROBES
+    values, shares = nodes.clamp(min=0).sqrt().flatten(), vectors[:, 1].square().flatten() / PROBES
     order = values.argsort(descending=True)
     order = order[shares[order] > 1e-12]
     return values[order], shares[order]

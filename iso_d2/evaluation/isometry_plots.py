@@ -37,17 +37,18 @@ def plot_layers(models, path):
 
 
 def plot_depth(models, path):
-    """Signal and gradient norm by depth, all models in two panels, to a PNG file.
+    """Signal and gradient by depth, all models in each of three panels, to a PNG file.
 
     Args:
         models (dict[str, dict]): by a model's name, what
             :func:`~iso_d2.evaluation.isometry_network.measure_depth` gives.
         path (str or Path): the file.
     """
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    panels = figure.subplots(2, 1)
+    figure = Figure(figsize=(12, 11), layout="constrained")
+    panels = figure.subplots(3, 1)
     titles = {
         "signal_rms": "signal: root mean square, by that at the first point",
+        "signal_norm": "signal: norm, by that at the first point",
         "gradient_norm": "gradient: norm, back from a random direction of norm 1",
     }
     longest = max(models.values(), key=len)

@@ -6,7 +6,6 @@ from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
 CIFAR_EPOCHS, ABLATION_EPOCHS = 2, 1
 CIFAR_TRAIN_IMAGES, CIFAR_BATCH = 50_000, 128
 CIFAR_EPOCH = round(CIFAR_TRAIN_IMAGES / CIFAR_BATCH)  # iterations
-REPORTS_GAMMA = "1e-4"
 # In small: the narrow nets of depth 20. Backbones of (R-)ISONet and ResNet read different keys.
 NARROW = {
     "isonet18": options(MODEL__ISONET__DEPTH=20),
@@ -14,7 +13,7 @@ NARROW = {
 }
 
 
-def small_cifar(net, config, epochs, *changes, train_set=True, seconds=0.75):
+def small_cifar(net, config, epochs, *changes, train_set=True):
     """Depth 20 for a few epochs: half an epoch of warm-up, a tenth of the rate in the last third."""
     total = epochs * CIFAR_EPOCH
     family = "resnet18" if "resnet18" in config else "isonet18"
@@ -37,7 +36,7 @@ def small_cifar(net, config, epochs, *changes, train_set=True, seconds=0.75):
         options=(*NARROW[family], *schedule, *SMALL_COMMON, *changes),
         setup=f"depth 20 (16, 32, 64 wide), {epochs_text} of batch {CIFAR_BATCH}, half an epoch of warm-up, "
         "rate x0.1 in the last third, flip",
-        seconds=seconds,
+        seconds=0.75,
         evaluate="cifar10_train" if train_set else "",
     )
 
@@ -51,36 +50,41 @@ def full_cifar(net, config, *changes):
     )
 
 
-def cifar_arm(number, net, gamma, small=ONLY_FULL):
-    config = f"configs/cifar/{net}18_cifar{number}{'_gamma3e-4' if gamma == '3e-4' else ''}.yaml"
-    family = {"risonet": "R-ISONet", "isonet": "ISONet"}[net]
-    return Arm(
-        name=f"cifar{number}-{net}-gamma{gamma}",
-        group="cifar",
-        table=f"cifar{number}",
-        label=f"{family}, gamma {gamma}",
-        needs=(f"cifar{number}",),
-        full=full_cifar(f"{family}-18", config),
-        small=small,
-    )
+def isonet_arms(number, gamma):
+    """R-ISONet and ISONet on CIFAR-`number`, with the penalty's weight as text."""
+    for net, family in (("risonet", "R-ISONet"), ("isonet", "ISONet")):
+        config = f"configs/cifar/{net}18_cifar{number}{'' if gamma == '1e-4' else f'_gamma{gamma}'}.yaml"
+        in_small = number == 10 and gamma == "1e-4"
+        yield Arm(
+            name=f"cifar{number}-{net}-gamma{gamma}",
+            group="cifar",
+            table=f"cifar{number}",
+            label=f"{family}, gamma {gamma}",
+            needs=(f"cifar{number}",),
+            full=full_cifar(f"{family}-18", config),
+            small=small_cifar(f"{family}-20", config, CIFAR_EPOCHS) if in_small else ONLY_FULL,
+        )
 
 
-def cifar_resnet_arm(number, norm, small=ONLY_FULL):
-    config = f"configs/cifar/resnet18{'' if norm == 'bn' else '_nonorm'}_cifar{number}.yaml"
-    words = "batch norm" if norm == "bn" else "ReLU, no norm"
-    return Arm(
-        name=f"cifar{number}-resnet-{norm}",
-        group="cifar",
-        table=f"cifar{number}",
-        label=f"ResNet, {words}",
-        needs=(f"cifar{number}",),
-        full=full_cifar(f"ResNet-18, {words}", config),
-        small=small,
-    )
+def resnet_arms(number):
+    """ResNets on CIFAR-`number` with batch norm, and with ReLU alone."""
+    for norm, words, suffix in (("bn", "batch norm", ""), ("nonorm", "ReLU, no norm", "_nonorm")):
+        config = f"configs/cifar/resnet18{suffix}_cifar{number}.yaml"
+        small = small_cifar(f"ResNet-20, {words}", config, CIFAR_EPOCHS) if number == 10 else ONLY_FULL
+        yield Arm(
+            name=f"cifar{number}-resnet-{norm}",
+            group="cifar",
+            table=f"cifar{number}",
+            label=f"ResNet, {words}",
+            needs=(f"cifar{number}",),
+            full=full_cifar(f"ResNet-18, {words}", config),
+            small=small,
+        )
 
 
 # The parts of R-ISONet, each taken away alone. max(x, 0) with 0 fixed is ReLU.
 ABLATIONS = {
+    "none": ("R-ISONet, all parts", ()),
     "no-delta": ("without delta initialisation (Kaiming normal)", options(MODEL__ISONET__DELTA_INIT=False)),
     "no-srelu": (
         "without SReLU (ReLU)",
@@ -96,15 +100,15 @@ RISONET_CIFAR10 = "configs/cifar/risonet18_cifar10.yaml"
 
 
 def ablation_arms():
+    """R-ISONet on CIFAR-10, whole and without each of its parts."""
     for key, (words, changes) in ABLATIONS.items():
+        full = full_cifar("R-ISONet-18", RISONET_CIFAR10, *changes)
         yield Arm(
             name=f"cifar10-ablation-{key}",
             group="cifar",
             table="ablation",
             label=words,
             needs=("cifar10",),
-            full=full_cifar("R-ISONet-18", RISONET_CIFAR10, *changes),
+            full=full if changes else "the same as cifar10-risonet-gamma1e-4",
             small=small_cifar("R-ISONet-20", RISONET_CIFAR10, ABLATION_EPOCHS, *changes, train_set=False),
         )
-
-

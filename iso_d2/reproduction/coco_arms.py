@@ -1,9 +1,16 @@
-"""Persons, bicycles and cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2 and 6.2), and at small batches."""
+"""Persons, bicycles, cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2, 6.2), and small batches."""
 
 from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
 
 # Lengths in small
 COCO_ITERATIONS, COCO_BATCH1_ITERATIONS = 300, 200
+FLIP = "['HorizontalFlip', {'p': 0.5}]"
+
+
+def resize(side):
+    return f"['Resize', {{'height': {side}, 'width': {side}}}]"
+
+
 COCO_TEST_AND_TRAIN = options(DATASETS__TEST="('coco_pbc_test', 'coco_pbc_train')")
 # What the three FPNs have in common in small: the widths of configs/quick/risonet18_frcnn_fpn_overfit8.yaml
 SMALL_FPN = options(
@@ -11,8 +18,8 @@ SMALL_FPN = options(
     MODEL__ANCHOR_GENERATOR__SIZES="[[16], [32], [64], [128], [256]]",
     MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=64,
     MODEL__ROI_BOX_HEAD__FC_DIM=512,
-    INPUT__ALBUMENTATIONS__TRAIN="[['Resize', {'height': 256, 'width': 256}], ['HorizontalFlip', {'p': 0.5}]]",
-    INPUT__ALBUMENTATIONS__TEST="[['Resize', {'height': 256, 'width': 256}]]",
+    INPUT__ALBUMENTATIONS__TRAIN=f"[{resize(256)}, {FLIP}]",
+    INPUT__ALBUMENTATIONS__TEST=f"[{resize(256)}]",
     TEST__EVAL_PERIOD=0,
     SOLVER__CHECKPOINT_PERIOD=50,
 )
@@ -21,7 +28,7 @@ RISONET50_FPN, RESNET50_FPN = "configs/risonet50_frcnn_fpn.yaml", "configs/resne
 
 
 def small_coco(net, batch, iterations):
-    """Depth 18 with FPN at 256x256, at four times the rate of Base-Detection.yaml's rule: there is little time."""
+    """Depth 18 with FPN at 256x256, at four times the rate of Base-Detection.yaml's rule, for want of time."""
     risonet = net == "R-ISONet-18 FPN"
     schedule = options(
         SOLVER__IMS_PER_BATCH=batch,
@@ -102,8 +109,8 @@ PRETRAINING = options(
     MODEL__ISONET__STEM="imagenet",
     MODEL__ISONET__DEPTH=50,
     INPUT__IN_MEMORY=False,
-    INPUT__ALBUMENTATIONS__TRAIN="[['Resize', {'height': 96, 'width': 96}], ['HorizontalFlip', {'p': 0.5}]]",
-    INPUT__ALBUMENTATIONS__TEST="[['Resize', {'height': 96, 'width': 96}]]",
+    INPUT__ALBUMENTATIONS__TRAIN=f"[{resize(96)}, {FLIP}]",
+    INPUT__ALBUMENTATIONS__TEST=f"[{resize(96)}]",
     SOLVER__EPOCHS=30,
     SOLVER__EPOCH_STEPS="(15, 25)",
     SOLVER__WARMUP_EPOCHS=2,
@@ -118,17 +125,69 @@ RESNET50 = options(
 )
 
 
-def pretraining_arm(key, net, config, *changes):
-    return Arm(
-        name=f"pretrain-cifar100-{key}",
-        group="coco",
-        table="pretraining",
-        label=net,
-        needs=("cifar100",),
-        full=Run(
-            net, config, (*PRETRAINING, *changes), "CIFAR-100 enlarged to 96x96, 30 epochs of batch 128, flip"
-        ),
-        small=ONLY_FULL,
+def report_arms():
+    """The report's pair: R-ISONet on its res5 alone, ResNet with FPN."""
+    yield coco_arm(
+        "coco-scratch-risonet-c5",
+        "coco-scratch",
+        "R-ISONet + Faster R-CNN (the report's)",
+        full_coco("R-ISONet-50", "configs/risonet50_frcnn.yaml"),
+    )
+    yield coco_arm(
+        "coco-scratch-resnet-fpn-bn",
+        "coco-scratch",
+        "ResNet FPN + Faster R-CNN, batch norm (the report's)",
+        full_coco("ResNet-50 FPN, batch norm", RESNET50_FPN),
+        small_coco("ResNet-18 FPN, batch norm", 2, COCO_ITERATIONS),
     )
 
 
+def norm_arms():
+    """The report's two differ in backbone and in FPN. With FPN in all, one thing differs at a time."""
+    yield coco_arm(
+        "coco-scratch-risonet-fpn",
+        "coco-scratch",
+        "R-ISONet FPN + Faster R-CNN",
+        full_coco("R-ISONet-50 FPN", RISONET50_FPN),
+        small_coco("R-ISONet-18 FPN", 2, COCO_ITERATIONS),
+    )
+    for norm, words in (("gn", "group norm"), ("nonorm", "ReLU, no norm")):
+        yield coco_arm(
+            f"coco-scratch-resnet-fpn-{norm}",
+            "coco-scratch",
+            f"ResNet FPN + Faster R-CNN, {words}",
+            full_coco(f"ResNet-50 FPN, {words}", f"configs/resnet50_{norm}_frcnn_fpn.yaml"),
+        )
+
+
+def pretrained_arms():
+    """R-ISONet and ResNet from starts of one kind: the user's ImageNet weights, or CIFAR-100."""
+    pairs = {
+        "risonet": ("R-ISONet", "configs/cifar/risonet18_cifar100.yaml", RISONET50_FPN, "", ()),
+        "resnet": ("ResNet", "configs/cifar/resnet18_cifar100.yaml", RESNET50_FPN, ", batch norm", RESNET50),
+    }
+    for key, (family, config, _, words, changes) in pairs.items():
+        net = f"{family}-50{words}"
+        yield Arm(
+            name=f"pretrain-cifar100-{key}",
+            group="coco",
+            table="pretraining",
+            label=net,
+            needs=("cifar100",),
+            full=Run(
+                net,
+                config,
+                (*PRETRAINING, *changes),
+                "CIFAR-100 enlarged to 96x96, 30 epochs of batch 128, flip",
+            ),
+            small=ONLY_FULL,
+        )
+    for key, (family, _, config, words, _) in pairs.items():
+        yield coco_arm(
+            f"coco-pretrained-{key}-fpn",
+            "coco-pretrained",
+            f"{family} FPN + Faster R-CNN{words}, pretrained",
+            full_coco(f"{family}-50 FPN{words}", config),
+            starts_from=f"pretrain-cifar100-{key}",
+            weights=f"pretrained/{key}50_imagenet.pth",
+        )

@@ -45,9 +45,8 @@ def parameters_and_flops(cfg):
 
 def input_size(cfg):
     """int or None: side of the square images that the model is fed in inference."""
-    for name, arguments in cfg.INPUT.ALBUMENTATIONS.TEST:
-        if (name == "Resize" and not cfg.INPUT.IN_MEMORY) or (
-            name == "Resize" and "lgg" in cfg.DATASETS.TRAIN[0]
-        ):
-            return arguments["height"]
-    return SIZES.get(cfg.DATASETS.TRAIN[0])
+    first = cfg.DATASETS.TRAIN[0]
+    # In memory, images of a classification go through no such pipeline.
+    pipeline = () if "cifar" in first and cfg.INPUT.IN_MEMORY else cfg.INPUT.ALBUMENTATIONS.TEST
+    resized = [arguments["height"] for name, arguments in pipeline if name == "Resize"]
+    return resized[-1] if resized else SIZES.get(first)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.paths import dataset_root
 from ..engine.setup import load_config
-from .arms import Arm
+from .arm import Arm
 from .files import read_metrics
 from .needs import missing
 

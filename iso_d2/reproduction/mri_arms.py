@@ -11,8 +11,12 @@ UNETS = {
 }
 
 
-def mri_arm(split, key):
-    label, config, seconds = UNETS[key]
+def mri_arms(split, *keys):
+    """Some of UNETS, on a split of the slices (DATASETS.LGG_SPLIT)."""
+    return [_mri_arm(split, *UNETS[key], key) for key in keys]
+
+
+def _mri_arm(split, label, config, seconds, key):
     split_option = options(DATASETS__LGG_SPLIT=split)
     # The report halves the rate after epochs 5, 15, 25, 35 and 45 of 50: the same points of fewer.
     steps = tuple(round(epoch / 50 * MRI_EPOCHS, 2) for epoch in (5, 15, 25, 35, 45))
@@ -40,7 +44,7 @@ def mri_arm(split, key):
         net=label,
         config=f"configs/{config}_lgg.yaml",
         options=(*split_option, *options(SOLVER__CHECKPOINT_PERIOD=500)),
-        setup="64 to 1024 channels, 224x224, 50 epochs of batch 20, Dice, rate halved after 5, 15, 25, 35, 45",
+        setup="64 to 1024 channels, 224x224, 50 epochs of batch 20, Dice, rate halved after 5, 15, ... 45",
     )
     return Arm(
         name=f"mri-{split}-{key}",
@@ -51,5 +55,3 @@ def mri_arm(split, key):
         full=full,
         small=small if split == "patient" else ONLY_FULL,
     )
-
-

@@ -39,7 +39,7 @@ def _lgg():
     if here == len(PATIENTS):
         return ""
     return (
-        f"LGG MRI: {here} of the {len(PATIENTS)} patients are in lgg-mri-segmentation/kaggle_3m in {_where()}. "
+        f"LGG MRI: {here} of {len(PATIENTS)} patients are in lgg-mri-segmentation/kaggle_3m in {_where()}. "
         "Get the data set: https://www.kaggle.com/mateuszbuda/lgg-mri-segmentation"
     )
 
@@ -53,9 +53,7 @@ def _coco():
             return f"COCO: coco/annotations/{path.name} is not in {_where()}. {advice}"
         absent = missing_images(read_coco_json(path), folder / "val2017")
         if absent:
-            return (
-                f"COCO: {len(absent)} images of {path.name} are not in coco/val2017 in {_where()}. {advice}"
-            )
+            return f"COCO: coco/val2017 in {_where()} lacks {len(absent)} images of {path.name}. {advice}"
     return ""
 
 

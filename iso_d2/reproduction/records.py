@@ -127,7 +127,7 @@ def seconds_per_iteration(lines):
 
 
 def thin(lines):
-    """list[dict]: at most 60 points of the losses and the learning rate, evenly spread, the last one included."""
+    """list[dict]: at most 60 points of losses and learning rate, evenly spread, the last one among them."""
     points = [line for line in lines if "total_loss" in line]
     step = max(1, -(-len(points) // CURVE_POINTS))
     chosen = points[::-1][::step][::-1]
@@ -176,10 +176,8 @@ def git_state(root):
         commit = None
     if commit is None:
         return {"commit": "unknown", "dirty": False}
-    return {
-        "commit": commit,
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")),
-    }
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def read_records(root, scale):

@@ -5,31 +5,32 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from iso_d2.benchmark import ALL, PARTS, Options, run, run_benchmark
+from iso_d2.benchmark import ALL, PARTS, Options, judge, run, run_benchmark, saved_bytes
 from iso_d2.benchmark.activation import forward_and_backward, measure_activation, operators
 from iso_d2.benchmark.data import DataPath, data_paths, measure_data, training_loop
 from iso_d2.benchmark.inference import fold_difference, measure_inference
-from iso_d2.benchmark.memory import measure_memory
-from iso_d2.benchmark.networks import isonet, training_step
+from iso_d2.benchmark.memory import MIB, TARGET, measure_memory
+from iso_d2.benchmark.networks import isonet, resnet, training_step
 from iso_d2.benchmark.penalty import measure_penalty
 from iso_d2.benchmark.step import measure_detectors, measure_step, targets
+from iso_d2.modeling.isonet import LAYOUTS, Layout
 
-TINY = Options(depth=8, batch=2, size=(16, 16), detector_size=(32, 32), repeats=1)
-# Stages of a few channels, for both kinds of backbone
+TINY = Options(depth=8, batch=2, size=(16, 16), repeats=1)
 TINY_DETECTOR = [
-    "MODEL.ISONET.STEM", "cifar",
     "MODEL.RESNETS.DEPTH", 50,
     "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
     "MODEL.RESNETS.WIDTH_PER_GROUP", 2,
-    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4"],
     "MODEL.FPN.OUT_CHANNELS", 8,
-    "MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64]],
-    "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5"],
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20,
-    "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"],
     "MODEL.ROI_BOX_HEAD.FC_DIM", 8,
 ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_stages(monkeypatch):
+    """Depth 18 with four blocks of eight channels."""
+    monkeypatch.setitem(LAYOUTS, 18, Layout((1, 1, 1, 1), (8, 8, 8, 8), stem_channels=8))
 
 
 def rows_by(table, key):
@@ -98,19 +99,22 @@ def test_step_part_compares_with_all_norms():
     assert "penalty, SGD" in optimized.rows[0]["network"]
 
 
-def test_step_of_a_detector_with_and_without_penalty():
-    table = measure_detectors(TINY, 0, [*TINY_DETECTOR, "ISO.ORTHO.PERIOD", 4])
+def test_step_of_a_detector_with_and_without_penalty(tiny_stages, monkeypatch):
+    # eight channels make no 32 groups
+    monkeypatch.setattr("iso_d2.benchmark.step.norms", lambda options: ("BN", "FrozenBN"))
+    options = Options(depth=18, detector_size=(32, 32), repeats=1)
+    table = measure_detectors(options, 0, [*TINY_DETECTOR, "ISO.ORTHO.PERIOD", 4])
     rows = rows_by(table, "network")
     assert list(rows) == [
-        "R-ISONet-8 FPN",
-        "R-ISONet-8 FPN, penalty at every step",
-        "ResNet-8 FPN BN",
-        "ResNet-8 FPN FrozenBN",
-        "R-ISONet-8 FPN, penalty every 4th step, as configured (computed)",
+        "R-ISONet-18 FPN",
+        "R-ISONet-18 FPN, penalty at every step",
+        "ResNet-18 FPN BN",
+        "ResNet-18 FPN FrozenBN",
+        "R-ISONet-18 FPN, penalty every 4th step, as configured (computed)",
     ]
     without, every, _, _, fourth = (row["ms"]["median"] for row in table.rows)
     assert fourth == pytest.approx(without + (every - without) / 4)
-    assert rows["R-ISONet-8 FPN, penalty at every step"]["penalty's share"]["median"] == pytest.approx(
+    assert rows["R-ISONet-18 FPN, penalty at every step"]["penalty's share"]["median"] == pytest.approx(
         (every - without) / every
     )
 
@@ -134,9 +138,11 @@ def test_memory_part_is_the_same_twice_and_counts_checkpointing():
 
 
 def test_isonet_keeps_at_most_six_tenths_of_batch_norms_bytes():
-    (table,) = measure_memory(Options(batch=1, size=(64, 64)), 0)
-    row = rows_by(table, "network")["R-ISONet-50"]
-    assert row["target"]["text"].startswith("at most 0.6x")
+    options = Options()
+    images = options.images()
+    ours, norm = (saved_bytes(net, images) for net in (isonet(options), resnet(options, "BN")))
+    assert judge(ours / norm, at_most=TARGET)["met"]
+    assert norm == pytest.approx(327.9 * MIB, rel=0.01)
 
 
 def test_inference_part_compares_the_folded_net():
@@ -164,7 +170,7 @@ def test_a_fold_that_changes_features_is_an_error(monkeypatch):
         measure_inference(TINY, 0)
 
 
-def test_data_part_sets_what_is_given_beside_what_is_taken():
+def test_data_part_sets_what_is_given_beside_what_is_taken(tiny_stages):
     resize = ["INPUT.ALBUMENTATIONS.TRAIN", [["Resize", {"height": 32, "width": 32}]]]
     paths = [
         DataPath(
@@ -172,7 +178,7 @@ def test_data_part_sets_what_is_given_beside_what_is_taken():
             "risonet50_frcnn_fpn.yaml",
             "shapes_train",
             1,
-            ("MODEL.ISONET.DEPTH", 8, *TINY_DETECTOR, *resize, "DATALOADER.NUM_WORKERS", 0),
+            ("MODEL.ISONET.DEPTH", 18, *TINY_DETECTOR, *resize, "DATALOADER.NUM_WORKERS", 0),
         ),
         DataPath(
             "batches", "quick/isounet_phantom.yaml", "phantom_train", 2, ("MODEL.UNET.BASE_CHANNELS", 2)
@@ -252,5 +258,5 @@ def test_parts_before_a_failing_one_are_written(monkeypatch, tmp_path):
 
 
 def test_unknown_part(tmp_path):
-    with pytest.raises(ValueError, match="benchmark parts are penalty, .*, got 'speed'"):
+    with pytest.raises(ValueError, match=r"benchmark parts are penalty, .*, got 'speed'"):
         run_benchmark(["speed"], TINY, 1, tmp_path / "out.json")

@@ -40,9 +40,9 @@ def test_target_beside_a_ratio(value, target, text, met):
 def test_text_is_aligned_and_says_spread_and_target():
     assert as_text(TABLE).splitlines() == [
         "Title",
-        "  network                     ms  n                ratio            target",
+        "  network                    ms  n                ratio            target",
         "  other    1234 (12.3 to 0.123)  7",
-        "  ours                      2.00  7  3.20 (3.00 to 3.50)  at least 3x: met",
+        "  ours                     2.00  7  3.20 (3.00 to 3.50)  at least 3x: met",
     ]
 
 

@@ -54,5 +54,5 @@ def test_errors_are_sentences(benchmark, tmp_path):
     (tmp_path / "notes.json").write_text("mine")
     with pytest.raises(SystemExit, match=r"error: .*notes\.json holds no benchmark results"):
         benchmark.main(["memory", "--output", str(tmp_path / "notes.json")])
-    with pytest.raises(SystemExit, match="error: there is no .*: run the benchmark first"):
+    with pytest.raises(SystemExit, match=r"error: there is no .*: run the benchmark first"):
         benchmark.main(["report", "--output", str(tmp_path / "none.json")])
