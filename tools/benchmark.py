@@ -27,7 +27,7 @@ def parse_args(argv):
         "--repeats", type=int, default=15, metavar="N", help="most rounds of a comparison (15)"
     )
     parser.add_argument(
-        "--time-budget", type=float, default=10.0, metavar="MIN", help="for all the parts named (10)"
+        "--time-budget", type=float, default=11.0, metavar="MIN", help="for all the parts named (11)"
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")
@@ -89,7 +89,7 @@ def main(argv=None):
         for name, value in describe_run().items():
             print(f"{name}: {value}")
         run_benchmark(chosen_parts(args), options, 60 * args.time_budget, args.output)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"\nwritten to {args.output}")
 

@@ -54,10 +54,10 @@ def forward_and_backward(operator, x, residual=None):
 
 
 def shapes(options):
-    """The activations of a ResNet's stages: list[tuple[int, int, int, int]]."""
+    """The activations of a ResNet's stages, list[tuple[int, int, int, int]]; batch norm needs some pixels."""
     height, width = options.size
     return [
-        (options.batch, channels, max(1, height // stride), max(1, width // stride))
+        (options.batch, channels, max(2, height // stride), max(2, width // stride))
         for channels, stride in ((64, 2), (256, 4), (1024, 16), (2048, 32))
     ]
 

@@ -12,6 +12,8 @@ from .networks import isonet, penalised_convs, training_step
 from .report import Table, judge
 from .timing import compare
 
+PAPER, OURS, EXACT = "paper's form (conv2d Gram, autograd)", "iso_d2, mode paper", "iso_d2, mode exact"
+STEP = "training step"
 FRACTIONS = (0.5, 0.25)
 PERIODS = (2, 5, 10)
 # Relative difference of the two forms' values and gradients in float32, above which something is wrong
@@ -81,20 +83,23 @@ def largest_difference(convs):
         RuntimeError: it is above TOLERANCE.
     """
     worst = 0.0
-    unstrided = [conv for conv in convs if conv.stride == (1, 1)]
-    for mode, same in (("paper", convs), ("exact", unstrided)):
-        if not same:
-            continue
-        weights = [conv.weight for conv in same]
-        values = orthogonality_losses(same, mode)
-        gradients = torch.autograd.grad(values.sum(), weights)
-        for conv, value, gradient in zip(same, values, gradients, strict=True):
-            expected = paper_loss(conv.weight, conv.stride[0])
-            (wanted,) = torch.autograd.grad(expected, [conv.weight])
-            worst = max(worst, _relative(value, expected), _relative(gradient, wanted))
+    unstrided = [conv.stride == (1, 1) for conv in convs]
+    paper, ours = _values_and_gradients(convs, "paper"), _values_and_gradients(convs, "exact")
+    for conv, same, *pairs in zip(convs, unstrided, paper, ours, strict=True):
+        expected = paper_loss(conv.weight, conv.stride[0])
+        wanted = expected, *torch.autograd.grad(expected, [conv.weight])
+        for found in pairs if same else pairs[:1]:
+            worst = max(worst, *(_relative(a, b) for a, b in zip(found, wanted, strict=True)))
     if not worst <= TOLERANCE:
         raise RuntimeError(f"the penalty and the paper's form differ by {worst:.1e}, more than {TOLERANCE}")
     return worst
+
+
+def _values_and_gradients(convs, mode):
+    """list[tuple[Tensor, Tensor]], by layer."""
+    values = orthogonality_losses(convs, mode)
+    gradients = torch.autograd.grad(values.sum(), [conv.weight for conv in convs])
+    return list(zip(values, gradients, strict=True))
 
 
 def _relative(a, b):
@@ -113,84 +118,88 @@ def tf32(enabled):
 
 
 def measure_penalty(options, seconds):
-    """The part "penalty": list[Table]."""
+    """The part "penalty": list[Table].
+
+    Raises:
+        RuntimeError: the two forms give other values or gradients.
+    """
     net, images = isonet(options), options.images()
     convs = penalised_convs(net)
-    at_least = TARGETS[options.device] if options.has_targets else None
+    alike = defaultdict(list)
+    for conv in convs:
+        alike[tuple(conv.weight.shape), conv.stride].append(conv)
+    on_gpu = options.device == "cuda"
     with tf32(False):
         difference = largest_difference(convs)
-        tables = [_whole_net(options, seconds * 0.55, net, images, convs, difference, at_least)]
-        tables.append(_by_shape(options, seconds * 0.3, convs))
-    if options.device == "cuda":
+        cases = _forms(alike, convs, options) | {STEP: training_step(net, images, options)}
+        share = seconds * (0.8 if on_gpu else 1)
+        measured = _with_totals(compare(cases, options.repeats, share, options.device), alike)
+    title = (
+        f"Penalty of the {len(convs)} convolutions of R-ISONet-{options.depth}, forward and backward, "
+        f"float32; values and gradients agree to {difference:.0e}; a step (no optimizer) of "
+        f"{'x'.join(map(str, images.shape))} takes {measured.milliseconds(STEP)['median']:.0f} ms"
+    )
+    tables = [
+        Table(title, _whole_net(measured, options)),
+        Table("The same by shape, mode paper, the layers of a shape together", _by_shape(measured, alike)),
+    ]
+    if on_gpu:
         with tf32(True):
-            paper, ours = "paper's form, TF32", "iso_d2, TF32"
-            cases = {paper: by_paper(convs), ours: by_iso_d2(convs)}
-            measured = compare(cases, options.repeats, seconds * 0.15, options.device)
-        tables.append(
-            Table("Penalty with TF32 in both forms", _speed_rows(measured, paper, at_least, (ours,)))
-        )
+            measured = compare(_forms(alike, convs, options), options.repeats, seconds * 0.2, options.device)
+        rows = _whole_net(_with_totals(measured, alike), options)
+        tables.append(Table("The same with operands rounded to TF32, in both forms", rows))
     return tables
 
 
-def _whole_net(options, seconds, net, images, convs, difference, at_least):
-    paper, ours, step = "paper's form (conv2d Gram, autograd)", "iso_d2, mode paper", "training step"
-    exact = "iso_d2, mode exact"
-    cases = {paper: by_paper(convs), ours: by_iso_d2(convs), exact: by_iso_d2(convs, "exact")}
+def _forms(alike, convs, options):
+    """dict: both forms by shape, under (form, shape), and iso_d2's of the whole net with its options."""
+    cases = {}
+    for kind, members in alike.items():
+        cases |= {(PAPER, kind): by_paper(members), (OURS, kind): by_iso_d2(members)}
+    cases |= {OURS: by_iso_d2(convs), EXACT: by_iso_d2(convs, "exact")}
     generator = torch.Generator().manual_seed(options.seed)
     for fraction in FRACTIONS:
-        name = f"iso_d2, mode paper, fraction {fraction} of the frequencies"
+        name = f"{OURS}, fraction {fraction} of the frequencies"
         cases[name] = by_iso_d2(convs, fraction=fraction, generator=generator)
-    cases[step] = training_step(net, images, options)
-    measured = compare(cases, options.repeats, seconds, options.device)
+    return cases
+
+
+def _with_totals(measured, alike):
+    """With the paper's form of the whole net, the sum over its layers, and the penalty at every n-th step."""
+    measured = measured.with_derived(PAPER, lambda row: sum(row[PAPER, kind] for kind in alike))
     for period in PERIODS:
-        measured = measured.with_derived(
-            f"iso_d2, mode paper, every {period} steps (computed)", lambda row, n=period: row[ours] / n
-        )
-    rows = _speed_rows(measured, paper, at_least, targets=(ours, exact))
-    for row in rows:
-        row["share of the step"] = measured.ratio(row["penalty"], step)["median"]
-    size = "x".join(map(str, images.shape))
-    title = (
-        f"Penalty of the {len(convs)} convolutions of R-ISONet-{options.depth}, forward and backward, "
-        "float32; "
-        f"values and gradients agree to {difference:.0e}; a step (no optimizer) of {size} takes "
-        f"{measured.milliseconds(step)['median']:.0f} ms"
-    )
-    return Table(title, [row for row in rows if row["penalty"] != step])
+        name = f"{OURS}, every {period} steps (computed)"
+        measured = measured.with_derived(name, lambda row, n=period: row[OURS] / n)
+    return measured
 
 
-def _speed_rows(measured, baseline, at_least, targets=()):
-    """Rows of times; those named in `targets` are to be `at_least` times as fast."""
+def _whole_net(measured, options):
+    names = [name for name in measured.times if isinstance(name, str) and name not in (PAPER, STEP)]
     rows = []
-    for name in measured.times:
+    for name in [PAPER, *names]:
         row = {"penalty": name, "ms": measured.milliseconds(name), "n": measured.n}
-        if name != baseline:
-            row["times as fast"] = measured.ratio(baseline, name)
-            if at_least is not None and name in targets:
-                row["target"] = judge(row["times as fast"], at_least=at_least)
+        if STEP in measured.times:
+            row["share of the step"] = measured.ratio(name, STEP)["median"]
+        if name != PAPER:
+            row["times as fast"] = measured.ratio(PAPER, name)
+        if name in (OURS, EXACT) and options.has_targets:
+            row["target"] = judge(row["times as fast"], at_least=TARGETS[options.device])
         rows.append(row)
     return rows
 
 
-def _by_shape(options, seconds, convs):
-    alike = defaultdict(list)
-    for conv in convs:
-        alike[tuple(conv.weight.shape), conv.stride].append(conv)
-    rows = []
-    for (shape, stride), members in alike.items():
-        cases = {"paper": by_paper(members), "ours": by_iso_d2(members)}
-        measured = compare(cases, options.repeats, seconds / len(alike), options.device)
-        rows.append(
-            {
-                "weight": "x".join(map(str, shape)) + ("" if stride == (1, 1) else f", stride {stride[0]}"),
-                "layers": len(members),
-                "paper's form, ms": measured.milliseconds("paper"),
-                "iso_d2, ms": measured.milliseconds("ours"),
-                "times as fast": measured.ratio("paper", "ours"),
-                "n": measured.n,
-            }
-        )
-    return Table("The same by shape, mode paper, all layers of a shape together", rows)
+def _by_shape(measured, alike):
+    return [
+        {
+            "weight": "x".join(map(str, shape)) + ("" if stride == (1, 1) else f", stride {stride[0]}"),
+            "layers": len(members),
+            "paper's form, ms": measured.milliseconds((PAPER, (shape, stride))),
+            "iso_d2, ms": measured.milliseconds((OURS, (shape, stride))),
+            "times as fast": measured.ratio((PAPER, (shape, stride)), (OURS, (shape, stride))),
+            "n": measured.n,
+        }
+        for (shape, stride), members in alike.items()
+    ]
 
 
 def width_convs(options, widths):

@@ -28,7 +28,7 @@ PARTS = {
 ALL = tuple(part for part in PARTS if part != "scaling")
 # How the time is divided; what is counted and not timed needs little.
 WEIGHTS = {
-    "penalty": 4,
+    "penalty": 5,
     "activation": 1.5,
     "step": 5,
     "memory": 0.5,

@@ -120,27 +120,26 @@ def _lanczos(apply, size, like, seed):
 
     Stochastic Lanczos quadrature: the eigenvalues of the tridiagonal matrix are the nodes, the squares of the
     first components of its eigenvectors the shares. After each step the new vector is made orthogonal to all
-    before it. Where none is left the rest of the tridiagonal matrix is zero and has no share.
+    before it. Where none is left the next one is rounding, which an entry of about 0 joins to the rest of the
+    tridiagonal matrix, and so has no share.
     """
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(PROBES, size, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
     q = q / q.norm(dim=1, keepdim=True)
-    basis, diagonal, beside, largest = [q], [], [], torch.zeros_like(q[:, 0])
+    basis, diagonal, beside = [q], [], []
     for _ in range(LANCZOS_STEPS):
         w = apply(basis[-1])
-        largest = torch.maximum(largest, w.norm(dim=1))
         diagonal.append((w * basis[-1]).sum(1))
         stacked = torch.stack(basis, dim=1)  # (PROBES, steps, size)
         for _ in range(2):  # once leaves what rounding does
             w = w - torch.einsum("bs,bsn->bn", torch.einsum("bsn,bn->bs", stacked, w), stacked)
-        norm = w.norm(dim=1)
-        norm = norm.where(norm > 1e-10 * largest, 0)
-        beside.append(norm)
-        basis.append(w / norm.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(1) * (norm > 0).unsqueeze(1))
+        norm = w.norm(dim=1, keepdim=True)
+        beside.append(norm[:, 0])
+        basis.append(w / norm.clamp(min=torch.finfo(w.dtype).tiny))
     matrix = torch.diag_embed(torch.stack(diagonal, 1))
     off = torch.diag_embed(torch.stack(beside[:-1], 1), offset=1)
     nodes, vectors = torch.linalg.eigh(matrix + off + off.mT)
-    values, shares = nodes.clamp(min=0).sqrt().flatten(), vectors[:, 1].square().flatten() / PROBES
+    values, shares = nodes.clamp(min=0).sqrt().flatten(), vectors[:, 0].square().flatten() / PROBES
     order = values.argsort(descending=True)
     order = order[shares[order] > 1e-12]
     return values[order], shares[order]

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 # Values below are drawn at it, so that zeros have a place on a logarithmic axis
 FLOOR = 1e-3
 # As many names of layers and blocks as can be read under an axis
-LABELS = 40
+LABELS = 60
 
 
 def plot_layers(models, path):

@@ -45,6 +45,7 @@ class Arm:
         full (Run or str): how it is trained at full scale; a string: why not.
         small (Run or str): the same in small.
         starts_from (str): name of the arm whose backbone it starts from; "" for none.
+        same_as (str): name of the arm whose result is this one's, too, where there is no run; "" for none.
         weights (str): checkpoint under the data set root that is taken in place of that arm, if it is there.
     """
 
@@ -57,6 +58,7 @@ class Arm:
     small: Run | str
     starts_from: str = ""
     weights: str = ""
+    same_as: str = ""
 
 
 def options(**keys):
@@ -66,4 +68,6 @@ def options(**keys):
 
 # In small: no pictures, no processes beside the training's own
 SMALL_COMMON = options(TEST__VISUALIZE=0, DATALOADER__NUM_WORKERS=0)
-ONLY_FULL = "left out at this scale, for time"
+# Table of the arms that are trained for others to start from
+PRETRAINING = "pretraining"
+ONLY_FULL = "left out, for time"

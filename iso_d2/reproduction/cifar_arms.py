@@ -97,6 +97,8 @@ ABLATIONS = {
     ),
 }
 RISONET_CIFAR10 = "configs/cifar/risonet18_cifar10.yaml"
+# At full scale the ablation has this arm to compare with.
+WHOLE = "cifar10-risonet-gamma1e-4"
 
 
 def ablation_arms():
@@ -109,6 +111,7 @@ def ablation_arms():
             table="ablation",
             label=words,
             needs=("cifar10",),
-            full=full if changes else "the same as cifar10-risonet-gamma1e-4",
+            full=full if changes else f"the same as {WHOLE}",
             small=small_cifar("R-ISONet-20", RISONET_CIFAR10, ABLATION_EPOCHS, *changes, train_set=False),
+            same_as="" if changes else WHOLE,
         )

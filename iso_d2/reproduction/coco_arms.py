@@ -1,6 +1,6 @@
-"""Persons, bicycles, cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2, 6.2), and small batches."""
+"""Persons, bicycles, cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2 and 6.2)."""
 
-from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
+from .arm import ONLY_FULL, PRETRAINING, SMALL_COMMON, Arm, Run, options
 
 # Lengths in small
 COCO_ITERATIONS, COCO_BATCH1_ITERATIONS = 300, 200
@@ -28,7 +28,7 @@ RISONET50_FPN, RESNET50_FPN = "configs/risonet50_frcnn_fpn.yaml", "configs/resne
 
 
 def small_coco(net, batch, iterations):
-    """Depth 18 with FPN at 256x256, at four times the rate of Base-Detection.yaml's rule, for want of time."""
+    """Depth 18 with FPN at 256 px, at four times the rate of Base-Detection.yaml's rule: time is short."""
     risonet = net == "R-ISONet-18 FPN"
     schedule = options(
         SOLVER__IMS_PER_BATCH=batch,
@@ -105,7 +105,7 @@ def batch_arms(batch):
 
 
 # Both backbones learn CIFAR-100, enlarged, before they learn to detect: equal starts without ImageNet.
-PRETRAINING = options(
+CIFAR100_START = options(
     MODEL__ISONET__STEM="imagenet",
     MODEL__ISONET__DEPTH=50,
     INPUT__IN_MEMORY=False,
@@ -171,13 +171,13 @@ def pretrained_arms():
         yield Arm(
             name=f"pretrain-cifar100-{key}",
             group="coco",
-            table="pretraining",
+            table=PRETRAINING,
             label=net,
             needs=("cifar100",),
             full=Run(
                 net,
                 config,
-                (*PRETRAINING, *changes),
+                (*CIFAR100_START, *changes),
                 "CIFAR-100 enlarged to 96x96, 30 epochs of batch 128, flip",
             ),
             small=ONLY_FULL,

@@ -11,9 +11,16 @@ from .arm import Arm
 from .files import read_metrics
 from .needs import missing
 
-# Images of the training sets, of those arms whose schedule is in epochs
-TRAIN_IMAGES = {"cifar10_train": 50_000, "cifar100_train": 50_000}
+# In the folder of an arm that others start from
+BACKBONE_FILE = "backbone.pth"
+# Images of the training sets
+TRAIN_IMAGES = {"cifar10_train": 50_000, "cifar100_train": 50_000, "coco_pbc_train": 1000}
 LGG_TRAIN_IMAGES = {"image": 3340, "patient": 3347}
+
+
+def train_images(dataset, lgg_split):
+    """int: images of a training set, of which all is there; `lgg_split` counts for lgg_train alone."""
+    return LGG_TRAIN_IMAGES[lgg_split] if dataset == "lgg_train" else TRAIN_IMAGES[dataset]
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Job:
         if own.is_file():
             return str(own)
         other = Path("output", "reproduce", self.scale, self.arm.starts_from, f"seed{self.seed}")
-        return str(other / "backbone.pth")
+        return str(other / BACKBONE_FILE)
 
     def options(self):
         """list[str]: KEY VALUE pairs of the training."""
@@ -84,11 +91,15 @@ class Job:
     @cached_property
     def iterations(self):
         """int: length of the training."""
-        solver, name = self.config.SOLVER, self.config.DATASETS.TRAIN[0]
+        solver = self.config.SOLVER
         if solver.EPOCHS <= 0:
             return solver.MAX_ITER
-        images = TRAIN_IMAGES.get(name) or LGG_TRAIN_IMAGES[self.config.DATASETS.LGG_SPLIT]
-        return round(solver.EPOCHS * images / solver.IMS_PER_BATCH)
+        return round(solver.EPOCHS * self.train_images / solver.IMS_PER_BATCH)
+
+    @property
+    def train_images(self):
+        """int: images of the training set."""
+        return train_images(self.config.DATASETS.TRAIN[0], self.config.DATASETS.LGG_SPLIT)
 
     def iteration(self):
         """int: iterations that are written in its metrics.json; 0 if there is none."""

@@ -35,8 +35,8 @@ def _mri_arm(split, label, config, seconds, key):
             ),
             *SMALL_COMMON,
         ),
-        setup=f"8 to 128 channels, 112x112, {MRI_EPOCHS} epochs of batch 8, Dice and cross entropy, rate halved at the "
-        "report's points of the schedule",
+        setup=f"8 to 128 channels, 112x112, {MRI_EPOCHS} epochs of batch 8, Dice and cross entropy, "
+        "rate halved at the report's points of the schedule",
         seconds=seconds,
         evaluate="lgg_train",
     )

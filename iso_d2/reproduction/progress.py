@@ -29,16 +29,17 @@ class Progress:
         self._last = self.begin
         self._begun = {}  # name -> (seconds, iterations done before)
         self._rates = {}  # name -> seconds an iteration has taken, start and evaluations included
-        self._finished = set()
+        self._ended = set()
 
     def started(self, job):
         """Note that a job begins now."""
         self._begun[job.name] = self.clock(), job.iteration()
 
-    def finished(self, job):
-        """Note that a job has ended."""
-        self._measure(job)
-        self._finished.add(job.name)
+    def ended(self, job):
+        """Note that nothing more comes of a job, begun or not."""
+        if job.name in self._begun:
+            self._measure(job)
+        self._ended.add(job.name)
 
     def show(self, active):
         """Say the line, if it is time for it again.
@@ -66,10 +67,10 @@ class Progress:
                 f"{job.name}: iteration {job.iteration()} of {job.iterations}, {clock_text(elapsed)}, "
                 f"{clock_text(self.remaining(job))} left"
             )
-        rest = [self.remaining(job) for job in self.jobs if job.name not in self._finished]
+        rest = [self.remaining(job) for job in self.jobs if job.name not in self._ended]
         left = None if None in rest else max([sum(rest) / self.parallel, *rest], default=0.0)
         parts.append(
-            f"all: {len(self._finished)} of {len(self.jobs)} done, {clock_text(self.clock() - self.begin)}, "
+            f"all: {len(self._ended)} of {len(self.jobs)} done, {clock_text(self.clock() - self.begin)}, "
             f"{clock_text(left)} left"
         )
         return " | ".join(parts)

@@ -8,10 +8,13 @@ import re
 import signal
 import time
 
+from .arm import PRETRAINING
 from .files import command_text
+from .jobs import BACKBONE_FILE
 from .process import Process
 from .progress import Progress
 from .records import write_record
+from .weights import write_backbone
 
 # Seconds between two looks at the processes, and that a process has to end after SIGTERM
 POLL, GRACE = 1.0, 10.0
@@ -56,8 +59,9 @@ class Runner:
                 if self.budget is not None and time.monotonic() - started > self.budget:
                     self.stopped = "the time budget is used up"
                     break
-                while waiting and len(self._active) < self.parallel:
-                    self._start(waiting.pop(0), progress)
+                while len(self._active) < self.parallel and (job := self._next(waiting)):
+                    waiting.remove(job)
+                    self._start(job, progress)
                 time.sleep(POLL)
                 for process in list(self._active):
                     self._look_at(process, progress)
@@ -83,6 +87,11 @@ class Runner:
                 waiting.append(job)
         return waiting
 
+    def _next(self, waiting):
+        """The first that does not start from what is still to come; None if there is none."""
+        unfinished = {(job.arm.name, job.seed) for job in [*waiting, *(p.job for p in self._active)]}
+        return next((job for job in waiting if (job.arm.starts_from, job.seed) not in unfinished), None)
+
     def _skip(self, job):
         self.skipped[job.name] = job.obstacle()
         self.say(f"{job.name}: skipped. {self.skipped[job.name]}")
@@ -90,6 +99,7 @@ class Runner:
     def _start(self, job, progress):
         if job.obstacle():  # an arm that starts from another one's weights, which did not come
             self._skip(job)
+            progress.ended(job)
             return
         if self.force and (job.root / job.folder).is_dir():
             _set_aside(job.root / job.folder)
@@ -105,22 +115,28 @@ class Runner:
         job = process.job
         process.account()
         error = process.error()
-        if error:
-            diverged = DIVERGED.search(error)
-            if not diverged:
-                self._fail(job, f"{error} (all of it: {job.folder / 'console.txt'})")
-                return
-        elif process.start_next():
+        if not error and process.start_next():
             self._active.append(process)
             return
+        progress.ended(job)
+        diverged = DIVERGED.search(error)
+        if error and not diverged:
+            self._fail(job, f"{error} (all of it: {job.folder / 'console.txt'})")
+        else:
+            self._record(job, int(diverged[1]) if diverged else None)
+
+    def _record(self, job, diverged):
         try:
-            self.record(job, diverged=int(diverged[1]) if error else None)
+            self.record(job, diverged=diverged)
+            if job.arm.table == PRETRAINING and diverged is None:
+                folder = job.root / job.folder
+                write_backbone(folder / "model_final.pth", folder / BACKBONE_FILE)
         except (KeyError, OSError, ValueError) as problem:
             self._fail(job, f"no record: {type(problem).__name__}: {problem}")
             return
         self.done.append(job.name)
-        progress.finished(job)
-        self.say(f"{job.name}: {'diverged' if error else 'done'}, {job.result_file.relative_to(job.root)}")
+        how = "done" if diverged is None else f"diverged at iteration {diverged}"
+        self.say(f"{job.name}: {how}, {job.result_file.relative_to(job.root)}")
 
     def _fail(self, job, reason):
         self.failed[job.name] = reason

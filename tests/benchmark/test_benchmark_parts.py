@@ -102,7 +102,7 @@ def test_step_part_compares_with_all_norms():
 def test_step_of_a_detector_with_and_without_penalty(tiny_stages, monkeypatch):
     # eight channels make no 32 groups
     monkeypatch.setattr("iso_d2.benchmark.step.norms", lambda options: ("BN", "FrozenBN"))
-    options = Options(depth=18, detector_size=(32, 32), repeats=1)
+    options = Options(depth=18, detector_size=(64, 64), repeats=1)
     table = measure_detectors(options, 0, [*TINY_DETECTOR, "ISO.ORTHO.PERIOD", 4])
     rows = rows_by(table, "network")
     assert list(rows) == [

@@ -1,0 +1,122 @@
+"""Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .arm import SCALES
+from .arms import ARMS
+from .jobs import train_images
+from .report_values import TABLES
+from .samples import SAMPLES
+from .tables import WHERE_FIGURES, records_of
+
+# Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
+MAX_BYTES, SHRINK = 300_000, 0.8
+
+
+def write_figures(root, records):
+    """Draw what the records and the checkpoints on this machine allow; other pictures stay as they are.
+
+    Args:
+        root (Path): the repository.
+        records (dict): scale -> arm -> list of records.
+
+    Returns:
+        tuple: list[Path] of the files written, and list[str] of what could not be drawn, with the reason.
+    """
+    folder = Path(root) / WHERE_FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, notes = [], []
+    for scale in SCALES:
+        by_arm = records.get(scale, {})
+        for table in TABLES:
+            figure = table.curve and curves(table, records, scale)
+            if figure:
+                drawn.append(save(figure, folder / f"reproduction_{table.arms}_{scale}.png"))
+        for table, draw in SAMPLES.items():
+            trained = [arm for arm in ARMS if arm.table == table and arm.name in by_arm]
+            if not trained:
+                continue
+            try:
+                figure = draw(Path(root), trained, scale, by_arm)
+            except (FileNotFoundError, ValueError) as error:
+                notes.append(f"no new pictures of {table} at {scale} scale: {error}")
+                continue
+            drawn.append(save(figure, folder / f"reproduction_samples_{table}_{scale}.png"))
+    return drawn, notes
+
+
+def curves(table, records, scale):
+    """Training loss, and the table's measure on test data, by epoch, of the first seed of each arm.
+
+    Args:
+        table (Table): its ``curve`` is that measure.
+        records (dict): scale -> arm -> list of records.
+        scale (str): of the runs.
+
+    Returns:
+        Figure or None: None if there is nothing to draw.
+    """
+    found = [(arm, records_of(arm, scale, records)) for arm in ARMS if arm.table == table.arms]
+    chosen = [(arm, group[0]) for arm, group in found if group and group[0]["curve"]]
+    if not chosen:
+        return None
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(f"{table.title.partition(': validation')[0]} ({scale} scale)")
+    losses, measure = figure.subplots(1, 2)
+    for arm, record in chosen:
+        epoch = epochs_of(record)
+        steps = [epoch(point) for point in record["curve"]]
+        line = losses.plot(steps, [task_loss(p) for p in record["curve"]], label=arm.label)[0]
+        points = [
+            (epoch(point), point["metrics"][table.curve.name])
+            for point in record["evaluations"].get(table.curve.dataset, [])
+            if table.curve.name in point["metrics"]
+        ]
+        if points:
+            measure.plot(*zip(*points, strict=True), "o-", color=line.get_color(), label=arm.label)
+    losses.set(xlabel="epoch", ylabel="training loss, without the penalty")
+    measure.set(xlabel="epoch", ylabel=table.curve.heading, ylim=(0, None))
+    losses.legend(fontsize="small")
+    for axes in (losses, measure):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def epochs_of(record):
+    """Function: an entry with ``iteration`` -> passes over the training set that are done after it."""
+    images = train_images(record["dataset"], record["table"].removeprefix("mri-"))
+    return lambda point: (point["iteration"] + 1) * record["batch"] / images
+
+
+def task_loss(point):
+    """The losses of a point of a curve, added up, but for the orthogonality penalty."""
+    return sum(value for key, value in point.items() if key.startswith("loss_") and key != "loss_ortho")
+
+
+def save(figure, path):
+    """Write a figure as a PNG of 256 colours, smaller where it would have more than 300 kB.
+
+    Args:
+        figure (Figure): matplotlib's.
+        path (Path): the file.
+
+    Returns:
+        Path: the file.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format="png")
+    full = Image.open(buffer).convert("RGB")
+    share = 1.0
+    while True:
+        size = [max(1, round(side * share)) for side in full.size]
+        content = io.BytesIO()
+        full.resize(size, Image.Resampling.LANCZOS).quantize(256).save(content, "PNG", optimize=True)
+        if content.tell() <= MAX_BYTES:
+            break
+        share *= SHRINK
+    path.write_bytes(content.getvalue())
+    return path
