@@ -33,7 +33,9 @@ def parse_args(argv):
     parser.add_argument(
         "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
     )
-    parser.add_argument("--seeds", nargs="+", default=["1"], metavar="SEED", help="seeds, 1 if not given")
+    parser.add_argument(
+        "--seeds", nargs="+", default=["1"], metavar="N", help="how many, from 1 on; or several: which"
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many arms side by side")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these; * and ? as in file names")
     parser.add_argument("--force", action="store_true", help="run again what has a result")
@@ -43,9 +45,10 @@ def parse_args(argv):
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
     try:
-        args.seeds = [int(seed) for seed in args.seeds]
+        seeds = [int(seed) for seed in args.seeds]
     except ValueError:
         parser.error(f"--seeds must be whole numbers, got {' '.join(args.seeds)}")
+    args.seeds = range(1, seeds[0] + 1) if len(seeds) == 1 else seeds
     return args
 
 

@@ -8,6 +8,7 @@ import torch
 from .activation import measure_activation
 from .data import measure_data
 from .inference import measure_inference
+from .machine import measure_machine
 from .memory import measure_memory
 from .options import describe_run
 from .penalty import measure_penalty
@@ -16,6 +17,7 @@ from .scaling import measure_scaling
 from .step import measure_step
 
 PARTS = {
+    "machine": measure_machine,
     "penalty": measure_penalty,
     "activation": measure_activation,
     "step": measure_step,
@@ -28,6 +30,7 @@ PARTS = {
 ALL = tuple(part for part in PARTS if part != "scaling")
 # How the time is divided; what is counted and not timed needs little.
 WEIGHTS = {
+    "machine": 0.3,
     "penalty": 5,
     "activation": 1.5,
     "step": 5,

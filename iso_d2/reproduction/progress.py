@@ -70,7 +70,7 @@ class Progress:
         rest = [self.remaining(job) for job in self.jobs if job.name not in self._ended]
         left = None if None in rest else max([sum(rest) / self.parallel, *rest], default=0.0)
         parts.append(
-            f"all: {len(self._ended)} of {len(self.jobs)} done, {clock_text(self.clock() - self.begin)}, "
+            f"all: {len(self._ended)} of {len(self.jobs)} ended, {clock_text(self.clock() - self.begin)}, "
             f"{clock_text(left)} left"
         )
         return " | ".join(parts)

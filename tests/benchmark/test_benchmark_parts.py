@@ -9,6 +9,7 @@ from iso_d2.benchmark import ALL, PARTS, Options, judge, run, run_benchmark, sav
 from iso_d2.benchmark.activation import forward_and_backward, measure_activation, operators
 from iso_d2.benchmark.data import DataPath, data_paths, measure_data, training_loop
 from iso_d2.benchmark.inference import fold_difference, measure_inference
+from iso_d2.benchmark.machine import floor_milliseconds, measure_machine
 from iso_d2.benchmark.memory import MIB, TARGET, measure_memory
 from iso_d2.benchmark.networks import isonet, resnet, training_step
 from iso_d2.benchmark.penalty import measure_penalty
@@ -35,6 +36,22 @@ def tiny_stages(monkeypatch):
 
 def rows_by(table, key):
     return {row[key]: row for row in table.rows}
+
+
+def test_machine_part_has_rates_and_the_floors_that_follow(monkeypatch):
+    monkeypatch.setattr("iso_d2.benchmark.machine.PRODUCT", (2, 8, 8, 8))
+    monkeypatch.setattr("iso_d2.benchmark.machine.COPY", 64)
+    rates, floors = measure_machine(TINY, 0)
+    rate = rates.rows[0]["measured"]["median"] * 1e9
+    works = rows_by(floors, "work")
+    assert all(
+        row["floor, ms"] == pytest.approx(1e3 * row["1e9 multiply-adds"] * 1e9 / rate) for row in floors.rows
+    )
+    forward, both = (row["1e9 multiply-adds"] for row in floors.rows[1:])
+    assert both == pytest.approx(3 * forward)
+    # 13 frequencies of a 3x3 kernel, five products each, beside two transforms; R-ISONet-8 has 6 and 2 1x1
+    assert works["penalty, value and gradient"]["1e9 multiply-adds"] > 13 * 5 * (2 * 16**3 + 2 * 32**3) / 1e9
+    assert floor_milliseconds(5e9, 1e10) == 500
 
 
 def test_penalty_part_has_forms_options_and_shapes():

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from toy_jobs import toy_job, toy_repository
@@ -45,7 +46,9 @@ def test_jobs_run_in_their_order_and_a_failure_stops_no_other(root):
     assert not runner.good
     assert runner.records == [("a", None), ("c", None)]
     assert list(runner.failed) == ["b seed 1"]
-    assert runner.failed["b seed 1"].startswith("ValueError: no such thing (all of it: output/reproduce/small/b/")
+    assert runner.failed["b seed 1"].startswith(
+        "ValueError: no such thing (all of it: output/reproduce/small/b/"
+    )
     assert lines(jobs[2]) == list(range(10))
 
 
@@ -79,9 +82,9 @@ def test_a_stop_ends_the_processes_of_a_training_too(root):
     run([job], budget=1.5)
     assert time.monotonic() - begin < runner_module.GRACE
     child = int((root / job.folder / "child").read_text())
+    status = Path(f"/proc/{child}/status")
     # Nobody may have waited for it yet; then it is a zombie.
-    gone = not os.path.exists(f"/proc/{child}") or "State:\tZ" in open(f"/proc/{child}/status").read()
-    assert gone
+    assert not status.exists() or "State:\tZ" in status.read_text()
 
 
 def test_divergence_is_a_result(root):

@@ -6,7 +6,7 @@ from iso_d2.reproduction.arm import Arm, Run
 from iso_d2.reproduction.jobs import Job
 
 # Takes the arguments of tools/train_net.py. DO says what it does; without a stop it makes 10 iterations.
-TRAIN = '''
+TRAIN = """
 import json, subprocess, sys, time
 from pathlib import Path
 
@@ -33,7 +33,7 @@ for iteration in range(done, 10):
     with open(metrics, "a") as file:
         file.write(json.dumps({"iteration": iteration, "total_loss": 1.0}) + "\\n")
 (folder / "model_final.pth").write_text("weights")
-'''
+"""
 
 
 def toy_repository(folder):

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from toy_records import toy_record, toy_records
+
+from iso_d2.reproduction import figures
+from iso_d2.reproduction.figures import curves, save, write_figures
+from iso_d2.reproduction.report_values import TABLES
+from iso_d2.reproduction.samples import score_to_draw
+
+RISONET, ISONET = "cifar10-risonet-gamma1e-4", "cifar10-isonet-gamma1e-4"
+CIFAR10 = next(table for table in TABLES if table.arms == "cifar10")
+
+
+def test_curves_are_by_epoch_and_without_the_penalty():
+    records = toy_records(toy_record(RISONET, final={"cifar10_test": {"top1": 40.0}}), toy_record(ISONET))
+    losses, measure = curves(CIFAR10, records, "small").axes
+    assert [line.get_label() for line in losses.lines] == ["R-ISONet, gamma 1e-4", "ISONet, gamma 1e-4"]
+    # iterations 100, 200 and 391 of 128 of 50,000 images
+    np.testing.assert_allclose(losses.lines[0].get_xdata(), [0.256, 0.512, 1.00096])
+    np.testing.assert_allclose(losses.lines[0].get_ydata(), [2.25, 1.75, 1.5])
+    assert len(measure.lines) == 1
+    np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0]])
+    assert curves(CIFAR10, toy_records(), "small") is None
+
+
+def test_pictures_are_files_that_are_not_blank(tmp_path):
+    drawn, notes = write_figures(tmp_path, toy_records(toy_record(RISONET)))
+    assert [path.name for path in drawn] == ["reproduction_cifar10_small.png"] and notes == []
+    pixels = np.asarray(Image.open(drawn[0]).convert("L"))
+    assert (pixels < 128).mean() > 0.001 and (pixels > 240).mean() > 0.5
+
+
+def test_without_checkpoints_an_old_picture_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "docs" / "figures"
+    folder.mkdir(parents=True)
+    old = folder / "reproduction_samples_mri-patient_small.png"
+    old.write_bytes(b"old")
+    record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train")
+    _, notes = write_figures(tmp_path, toy_records(record))
+    assert old.read_bytes() == b"old"
+    assert len(notes) == 1 and "mri-patient-isounet/seed1/model_final.pth is not here" in notes[0]
+
+
+def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
+    figure = Figure(figsize=(4, 4))
+    figure.subplots().imshow(np.random.default_rng(0).random((400, 400)))
+    whole = save(figure, tmp_path / "whole.png").stat().st_size
+    monkeypatch.setattr(figures, "MAX_BYTES", whole // 2)
+    assert 0 < save(figure, tmp_path / "half.png").stat().st_size <= whole // 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([[0.9, 0.8], [0.6]], 0.5), ([[0.9, 0.2], [0.2, 0.35]], 0.3), ([[], [0.01]], 0.05)],
+)
+def test_the_score_from_which_detections_are_drawn(scores, expected):
+    assert score_to_draw([np.array(one) for one in scores]) == expected

@@ -1,0 +1,131 @@
+import hashlib
+import json
+import subprocess
+
+import pytest
+from toy_jobs import toy_job, toy_repository
+
+from iso_d2.reproduction import records as records_module
+from iso_d2.reproduction.arm import Run
+from iso_d2.reproduction.records import (
+    evaluations_of,
+    git_state,
+    merged_lines,
+    read_records,
+    seconds_per_iteration,
+    thin,
+    write_record,
+)
+
+CIFAR = Run("R-ISONet-20", "configs/toy.yaml", (), "a toy", evaluate="cifar10_train")
+CONFIG = (
+    "DATASETS:\n  TRAIN: ('cifar10_train',)\n  TEST: ('cifar10_test',)\nSOLVER:\n  MAX_ITER: 4\nVERSION: 2\n"
+)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job whose training has ended after one stop."""
+    monkeypatch.setattr(records_module, "parameters_and_flops", lambda config: (123, 456))
+    root = toy_repository(tmp_path)
+    (root / "configs" / "toy.yaml").write_text(CONFIG)
+    job = toy_job(root, "a", small=CIFAR)
+    folder = root / job.folder
+    (folder / "inference" / "cifar10_train").mkdir(parents=True)
+    lines = [
+        {"iteration": 0, "total_loss": 3.0, "loss_cls": 3.0, "time": 0.5, "lr": 0.1},
+        {"iteration": 1, "total_loss": 2.5, "loss_cls": 2.5, "time": 0.9, "lr": 0.1},
+        # after the stop
+        {"iteration": 1, "total_loss": 2.0, "loss_cls": 1.5, "loss_ortho": 0.5, "time": 0.6, "lr": 0.1},
+        {"iteration": 3, "total_loss": 1.0, "loss_cls": 1.0, "time": 0.7, "lr": 0.1},
+        {"iteration": 3, "classification/top1": 61.5, "classification/loss": 1.1},
+    ]
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "tot')
+    parts = [
+        {"commit": "abc", "dirty": False, "threads": 1, "seconds": 2.5, "peak_memory_mb": 900},
+        {"commit": "abd", "dirty": True, "threads": 1, "seconds": 1.5, "peak_memory_mb": 700},
+    ]
+    parts = [{**part, "evaluation_only": False} for part in parts]
+    (folder / "parts.json").write_text(json.dumps(parts))
+    evaluation = {"top1": 70.25, "loss": 0.9, "num_images": 50000, "class_accuracy": {"cat": 1.0}}
+    (folder / "inference" / "cifar10_train" / "classification.json").write_text(json.dumps(evaluation))
+    (folder / "model_final.pth").write_bytes(b"weights")
+    (folder / "log.txt").write_text("x max_mem: 1200M\ny max_mem: 1500M\n")
+    return job
+
+
+def test_a_record_says_what_ran_and_what_came_out(job):
+    write_record(job)
+    record = json.loads(job.result_file.read_text())
+    assert record["final"] == {
+        "cifar10_test": {"top1": 61.5, "loss": 1.1},
+        "cifar10_train": {"top1": 70.25, "loss": 0.9, "num_images": 50000},
+    }
+    assert record["evaluations"]["cifar10_test"] == [{"iteration": 3, "metrics": {"top1": 61.5, "loss": 1.1}}]
+    assert [(point["iteration"], point["total_loss"]) for point in record["curve"]] == [
+        (0, 3.0),
+        (1, 2.0),
+        (3, 1.0),
+    ]
+    assert record["wall_seconds"] == 4.0 and record["parts"] == 2
+    assert record["seconds_per_iteration"] == 0.6
+    assert record["peak_memory_mb"] == 900 and record["peak_gpu_memory_mb"] == 1500
+    assert record["commits"] == ["abc", "abd"] and record["uncommitted_changes"]
+    assert (record["parameters"], record["flops"], record["seed"]) == (123, 456, 1)
+    assert record["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert record["command"].startswith("python tools/train_net.py --resume --config-file configs/toy.yaml ")
+    assert set(record["versions"]) >= {"python", "torch", "detectron2", "numpy", "albumentations"}
+    assert record["hardware"]["threads"] == [1]
+    assert str(job.root) not in job.result_file.read_text()
+    assert read_records(job.root, "small") == {"a": [record]} and read_records(job.root, "full") == {}
+
+
+def test_a_diverged_run_has_no_results(job):
+    record = write_record(job, diverged=3)
+    assert record["diverged_at"] == 3 and record["final"] == {}
+
+
+def test_without_metrics_there_is_no_record(job):
+    (job.root / job.folder / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.json is missing or empty"):
+        write_record(job)
+    assert not job.result_file.exists()
+
+
+def test_evaluations_of_one_and_of_several_data_sets():
+    one = [{"iteration": 9, "bbox/AP": 1.0, "bbox/AP-car": 2.0, "total_loss": 3.0, "ortho/total": 4.0}]
+    assert evaluations_of(one, ["test"]) == {
+        "test": [{"iteration": 9, "metrics": {"AP": 1.0, "AP-car": 2.0}}]
+    }
+    two = [{"iteration": 9, "test/segmentation/dice_loss": 1.0, "train/segmentation/dice_loss": 2.0}]
+    assert evaluations_of(two, ["test", "train"]) == {
+        "test": [{"iteration": 9, "metrics": {"dice_loss": 1.0}}],
+        "train": [{"iteration": 9, "metrics": {"dice_loss": 2.0}}],
+    }
+
+
+def test_curves_are_thinned_but_keep_the_end():
+    lines = [{"iteration": i, "total_loss": 1.0, "data_time": 5.0} for i in range(0, 2000, 20)]
+    points = thin(lines)
+    assert len(points) == 50 and points[-1] == {"iteration": 1980, "total_loss": 1.0}
+    assert len(thin(lines[:60])) == 60
+
+
+def test_lines_of_one_iteration_are_one():
+    lines = [{"iteration": 2, "a": 1}, {"iteration": 1, "a": 5}, {"iteration": 2, "a": 3, "b": 2}]
+    assert merged_lines(lines) == [{"iteration": 1, "a": 5}, {"iteration": 2, "a": 3, "b": 2}]
+    assert seconds_per_iteration(lines) is None
+
+
+def test_the_state_of_a_checkout(tmp_path):
+    assert git_state(tmp_path / "nowhere") == {"commit": "unknown", "dirty": False}
+    (tmp_path / "a.py").write_text("a = 1\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "a.py"], [*identity, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    state = git_state(tmp_path)
+    assert len(state["commit"]) >= 7 and not state["dirty"]
+    (tmp_path / "results.md").write_text("new files are no changes")
+    assert not git_state(tmp_path)["dirty"]
+    (tmp_path / "a.py").write_text("a = 2\n")
+    assert git_state(tmp_path) == {**state, "dirty": True}

@@ -1,0 +1,70 @@
+import pytest
+
+
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("reproduce")
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+
+
+def test_list_says_how_far_each_arm_is(tool, no_data, capsys):
+    assert tool.main(["mri", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert any(line.startswith("mri-patient-isounet seed 1") for line in lines)
+    left_out = next(line for line in lines if line.startswith("mri-image-unet-bn seed 1"))
+    assert "left out, for time" in left_out or "done" in left_out
+
+
+def test_dry_run_prints_commands_as_one_types_them(tool, no_data, capsys):
+    assert tool.main(["cifar", "--dry-run", "--seeds", "3", "4", "--arms", "cifar10-r*net-bn"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "python tools/train_net.py --resume --config-file configs/cifar/resnet18_cifar10.yaml"
+    )
+    assert " OUTPUT_DIR output/reproduce/small/cifar10-resnet-bn/seed3 SEED 3 " in first
+    assert """ DATASETS.TEST "('cifar10_test',)" """ in first
+    assert "--eval-only" in second and second.endswith(""" DATASETS.TEST "('cifar10_train',)\"""")
+
+
+def test_seeds_come_one_after_the_other(tool):
+    jobs = tool.choose(tool.parse_args(["mri", "--scale", "full", "--seeds", "2", "--arms", "*unet-bn"]))
+    assert [job.name for job in jobs] == [
+        "mri-image-unet-bn seed 1",
+        "mri-patient-unet-bn seed 1",
+        "mri-image-unet-bn seed 2",
+        "mri-patient-unet-bn seed 2",
+    ]
+
+
+def test_one_number_of_seeds_is_how_many_several_are_which(tool):
+    assert list(tool.parse_args(["all"]).seeds) == [1]
+    assert list(tool.parse_args(["all", "--seeds", "3"]).seeds) == [1, 2, 3]
+    assert list(tool.parse_args(["all", "--seeds", "3", "7"]).seeds) == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["all", "--arms", "nothing*"], "no arm is named nothing*"),
+        (["all", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["all", "--seeds", "1", "two"], "--seeds must be whole numbers, got 1 two"),
+    ],
+)
+def test_what_is_wrong_in_a_command_line_is_named(tool, capsys, words, message):
+    with pytest.raises(SystemExit) as error:
+        tool.main(words)
+    assert message in f"{error.value}{capsys.readouterr().err}"
+
+
+def test_a_run_without_data_skips_all_says_why_and_reports(tool, no_data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "write_report", lambda root: f"report in {root}")
+    assert tool.main(["cifar", "--arms", "cifar10-resnet-bn"]) == 0
+    out = capsys.readouterr().out
+    assert f"report in {tmp_path}" in out
+    assert "Skipped: cifar10-resnet-bn seed 1: CIFAR-10: neither cifar-10-batches-bin" in out
