@@ -127,6 +127,7 @@ class OrthogonalityLossHook(HookBase):
         self.log_period = log_period
         self.fraction = fraction
         self._convs = {}
+        self._others = []
         self._processes = 1
         self._handle = None
 
@@ -156,7 +157,9 @@ class OrthogonalityLossHook(HookBase):
         # no other wrapper is known to average the gradients
         if isinstance(self.trainer.model, DistributedDataParallel):
             self._processes = comm.get_world_size()
-            self._convs = _share(self._convs, self.mode, comm.get_rank(), self._processes)
+            layers = self._convs
+            self._convs = _share(layers, self.mode, comm.get_rank(), self._processes)
+            self._others = [conv for name, conv in layers.items() if name not in self._convs]
 
     def after_train(self):
         if self._handle is not None:
@@ -169,6 +172,8 @@ class OrthogonalityLossHook(HookBase):
             return None
         losses = orthogonality_losses(self._convs.values(), self.mode, self.fraction)
         loss = self.coeff * self.period * self._processes * losses.sum()
+        # a gradient of 0 for the other layers: DistributedDataParallel waits for one from every process
+        loss = loss + sum(conv.weight[:0].sum() for conv in self._others)
         storage = self.trainer.storage
         if self.log_period and self.trainer.iter % self.log_period < self.period:
             own = dict(zip(self._convs, losses.tolist(), strict=True))

@@ -42,7 +42,9 @@ class SReLU(nn.Module):
         """(N, C, ...), and a residual of that shape or none -> the same shape, dtype and memory format."""
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             x = x if residual is None else x + residual
-            return torch.maximum(x, _broadcast(self.threshold, x))
+            bound = _broadcast(self.threshold, x)
+            # not maximum, which halves the gradient where x equals b; a NaN passes
+            return torch.where(x <= bound, bound, x)
         if x.dim() < 2 or x.shape[1] != len(self.threshold):
             raise ValueError(
                 f"SReLU of {len(self.threshold)} channels takes (N, {len(self.threshold)}, ...), "

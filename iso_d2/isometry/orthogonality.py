@@ -90,7 +90,8 @@ def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None):
     at stride 1 is a sum over F = ((2 kh - 1) (2 kw - 1) + 1) / 2 frequencies (13 at 3x3). Of these
     n = ceil(fraction * F) are drawn anew at each call, without replacement, and count F / n times. With S^2
     the variance of the F terms (divisor F - 1), the estimate has the variance F^2 (1 / n - 1 / F) S^2.
-    Layers of one shape share the draw; 1x1 kernels and strided layers are computed in full.
+    Layers that are worked on together share the draw. 1x1 kernels are computed in full, and strided layers
+    are unless mode="exact" takes the inputs' side, where the frequencies are those of the polyphase kernel.
 
     Args:
         convs (iterable[nn.Conv2d | nn.ConvTranspose2d]): frozen ones get a value and cost no gradient.

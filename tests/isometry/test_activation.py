@@ -161,6 +161,16 @@ def test_a_compiled_model_gives_the_same_gradient():
     torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), model[1].threshold), expected)
 
 
+def test_a_compiled_srelu_gives_the_gradient_of_ties_to_the_threshold():
+    srelu = SReLU(1)
+    x = torch.tensor([[-2.0], [-1.0], [3.0], [float("nan")]], requires_grad=True)
+    y = torch.compile(srelu, backend="eager", fullgraph=True)(x)
+    y[:3].sum().backward()
+    assert x.grad.flatten().tolist() == [0, 0, 1, 0]
+    assert srelu.threshold.grad.tolist() == [2]
+    assert y[3].isnan()
+
+
 def test_an_exported_model_gives_the_same():
     model, x = small_model().eval(), torch.randn(1, 3, 8, 8)
     exported = torch.export.export(model, (x,)).module()
