@@ -275,5 +275,5 @@ def test_parts_before_a_failing_one_are_written(monkeypatch, tmp_path):
 
 
 def test_unknown_part(tmp_path):
-    with pytest.raises(ValueError, match=r"benchmark parts are penalty, .*, got 'speed'"):
+    with pytest.raises(ValueError, match=r"benchmark parts are machine, penalty, .*, got 'speed'"):
         run_benchmark(["speed"], TINY, 1, tmp_path / "out.json")

@@ -38,7 +38,7 @@ def test_parts_of_a_command_line(benchmark, arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "parts are penalty, .* got speed"),
+        (["speed"], "parts are machine, penalty, .* got speed"),
         (["report", "memory"], "report goes alone"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["--detector-batch", "-1"], "--detector-batch must be at least 1, got -1"),
