@@ -23,8 +23,8 @@ def test_part_is_shown_written_and_reported(benchmark, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["penalty", "activation", "step", "memory", "inference", "data"]),
-        (["all", "--scaling"], ["penalty", "activation", "step", "memory", "inference", "data", "scaling"]),
+        ([], ["machine", "penalty", "activation", "step", "memory", "inference", "data"]),
+        (["all", "--scaling"], ["machine", "penalty", "activation", "step", "memory", "inference", "data", "scaling"]),
         (["--scaling"], ["scaling"]),
         (["memory", "penalty"], ["penalty", "memory"]),
     ],
