@@ -24,7 +24,10 @@ def test_part_is_shown_written_and_reported(benchmark, tmp_path, capsys):
     ("arguments", "parts"),
     [
         ([], ["machine", "penalty", "activation", "step", "memory", "inference", "data"]),
-        (["all", "--scaling"], ["machine", "penalty", "activation", "step", "memory", "inference", "data", "scaling"]),
+        (
+            ["all", "--scaling"],
+            ["machine", "penalty", "activation", "step", "memory", "inference", "data", "scaling"],
+        ),
         (["--scaling"], ["scaling"]),
         (["memory", "penalty"], ["penalty", "memory"]),
     ],
