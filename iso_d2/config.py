@@ -26,6 +26,9 @@ def _iso_config():
     cfg = CN()
 
     cfg.MODEL = CN()
+    # Keep weights, and so activations, in the channels-last layout: less time on most GPUs and CPUs
+    cfg.MODEL.CHANNELS_LAST = False
+
     cfg.MODEL.ISONET = CN()
     # 18, 34, 50, 101, 152; with STEM "cifar" also the narrow 6n+2 nets (20, 32, 44, 56, 110)
     cfg.MODEL.ISONET.DEPTH = 50

@@ -1,6 +1,6 @@
 """Run the report's experiments again, and write the tables and figures that compare.
 
-python tools/reproduce.py cifar|mri|coco|all [--scale small|full] [--time-budget MINUTES] [--jobs N]
+python tools/reproduce.py cifar|mri|coco|all [--scale small|medium|full] [--time-budget MINUTES] [--jobs N]
 python tools/reproduce.py report            # tables and figures anew, from the results that are there
 
 Every arm is a run of tools/train_net.py. One that has a result in results/reproduction/ is skipped, one that
@@ -22,6 +22,8 @@ from iso_d2.reproduction.report import write_report
 from iso_d2.reproduction.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
+# On two cores, two trainings of one thread each are faster than one after the other with two.
+DEFAULT_JOBS = {"small": 2, "medium": 2, "full": 1}
 
 
 def parse_args(argv):
@@ -29,19 +31,31 @@ def parse_args(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=[*GROUPS, "all", "report"])
-    parser.add_argument("--scale", choices=SCALES[::-1], default="small", help="small: a CPU; full: a GPU")
+    parser.add_argument(
+        "--scale",
+        choices=SCALES[::-1],
+        default="small",
+        help="small: under an hour on two CPU cores; medium: more than an hour; full: a GPU",
+    )
     parser.add_argument(
         "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
     )
     parser.add_argument(
         "--seeds", nargs="+", default=["1"], metavar="N", help="how many, from 1 on; or several: which"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many arms side by side")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="so many arms side by side (2 on a CPU; full: 1, which has the GPU)",
+    )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these; * and ? as in file names")
     parser.add_argument("--force", action="store_true", help="run again what has a result")
     parser.add_argument("--list", action="store_true", help="say what there is and how far it is")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     args = parser.parse_args(argv)
+    if args.jobs is None:
+        args.jobs = DEFAULT_JOBS[args.scale]
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
     try:

@@ -5,6 +5,7 @@ import time
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -15,15 +16,16 @@ class BF16Trainer(SimpleTrainer):
     bfloat16 has float32's range, so that the loss needs no scaling; weights, gradients and optimizer stay
     float32. Detectron2's AMPTrainer is for CUDA alone and always scales.
 
-    ROIAlign gets float32 features: it takes its boxes to their type, and in bfloat16 a coordinate of 512
-    pixels would be rounded to a multiple of 4.
+    ROIAlign and ROIPooler get float32 features: they take boxes to their type, and in bfloat16 a coordinate
+    of 512 pixels would be rounded to a multiple of 4.
     """
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         for module in model.modules():
-            if isinstance(module, ROIAlign):
-                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+            # a pooler of several levels prepares its output in the type of its input
+            if isinstance(module, (ROIAlign, ROIPooler)):
+                module.register_forward_pre_hook(_with_float_features)
 
     def run_step(self):
         assert self.model.training, "the model was changed to evaluation mode"
@@ -40,6 +42,13 @@ class BF16Trainer(SimpleTrainer):
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.optimizer.step()
+
+
+def _with_float_features(_, inputs):
+    features, *rest = inputs
+    if isinstance(features, list):
+        return [level.float() for level in features], *rest
+    return features.float(), *rest
 
 
 def inner_trainer(cfg):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import weakref
 
+import torch
 from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
@@ -172,6 +173,12 @@ class Trainer(DefaultTrainer):
                 raise ValueError(f"Test data set {name!r} (DATASETS.TEST) has no images")
             cls.build_evaluator(cfg, name)
             _check_num_classes(cfg, name)
+
+    @classmethod
+    def build_model(cls, cfg):
+        """The model of the config, in the channels-last layout if MODEL.CHANNELS_LAST says so."""
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -1,12 +1,12 @@
 """What an experiment, an arm, consists of.
 
 An arm is one network with one set of hyperparameters. At scale "full" it has the report's size and schedule,
-at scale "small" one that a CPU can train in minutes.
+at "medium" and "small" ones that a CPU can train in a quarter of an hour and in minutes.
 """
 
 from dataclasses import dataclass
 
-SCALES = ("full", "small")
+SCALES = ("full", "medium", "small")
 GROUPS = ("cifar", "mri", "coco")
 
 
@@ -43,9 +43,9 @@ class Arm:
         label (str): what tells it apart in that table.
         needs (tuple[str]): data that it needs, keys of :data:`.needs.NEEDS`.
         full (Run or str): how it is trained at full scale; a string: why not.
-        small (Run or str): the same in small.
+        medium, small (Run or str): the same at these scales.
         starts_from (str): name of the arm whose backbone it starts from; "" for none.
-        same_as (str): name of the arm whose result is this one's, too, where there is no run; "" for none.
+        same_as (str): name of the arm whose result is this one's, too, at full scale; "" for none.
         weights (str): checkpoint under the data set root that is taken in place of that arm, if it is there.
     """
 
@@ -55,6 +55,7 @@ class Arm:
     label: str
     needs: tuple
     full: Run | str
+    medium: Run | str
     small: Run | str
     starts_from: str = ""
     weights: str = ""
@@ -66,8 +67,11 @@ def options(**keys):
     return tuple(text for key, value in keys.items() for text in (key.replace("__", "."), str(value)))
 
 
-# In small: no pictures, no processes beside the training's own
-SMALL_COMMON = options(TEST__VISUALIZE=0, DATALOADER__NUM_WORKERS=0)
+# On a CPU: no pictures, no processes beside the training's own
+CPU_COMMON = options(TEST__VISUALIZE=0, DATALOADER__NUM_WORKERS=0)
 # Table of the arms that are trained for others to start from
 PRETRAINING = "pretraining"
+# Why an arm has no run at a scale
 ONLY_FULL = "left out, for time"
+ONLY_SMALL = "at small scale only"
+LEFT_OUT = {"medium": ONLY_FULL, "small": ONLY_FULL}

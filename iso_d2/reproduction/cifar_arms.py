@@ -1,19 +1,20 @@
 """CIFAR-10 and CIFAR-100: the report's eight runs (Section 3.1), ResNets beside them, and the ablation."""
 
-from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
+from .arm import CPU_COMMON, LEFT_OUT, ONLY_SMALL, Arm, Run, options
 
-# Lengths in small
-CIFAR_EPOCHS, ABLATION_EPOCHS = 2, 1
+# Lengths on a CPU
+CIFAR_EPOCHS = {"medium": 6, "small": 2}
+ABLATION_EPOCHS = 1
 CIFAR_TRAIN_IMAGES, CIFAR_BATCH = 50_000, 128
 CIFAR_EPOCH = round(CIFAR_TRAIN_IMAGES / CIFAR_BATCH)  # iterations
-# In small: the narrow nets of depth 20. Backbones of (R-)ISONet and ResNet read different keys.
+# On a CPU: the narrow nets of depth 20. Backbones of (R-)ISONet and ResNet read different keys.
 NARROW = {
     "isonet18": options(MODEL__ISONET__DEPTH=20),
     "resnet18": options(MODEL__RESNETS__DEPTH=20, MODEL__RESNETS__OUT_FEATURES="['res4']"),
 }
 
 
-def small_cifar(net, config, epochs, *changes, train_set=True):
+def short_cifar(net, config, epochs, *changes, train_set=True):
     """Depth 20 for a few epochs: half an epoch of warm-up, a tenth of the rate in the last third."""
     total = epochs * CIFAR_EPOCH
     family = "resnet18" if "resnet18" in config else "isonet18"
@@ -33,12 +34,17 @@ def small_cifar(net, config, epochs, *changes, train_set=True):
     return Run(
         net=net,
         config=config,
-        options=(*NARROW[family], *schedule, *SMALL_COMMON, *changes),
+        options=(*NARROW[family], *schedule, *options(MODEL__CHANNELS_LAST=True), *CPU_COMMON, *changes),
         setup=f"depth 20 (16, 32, 64 wide), {epochs_text} of batch {CIFAR_BATCH}, half an epoch of warm-up, "
         "rate x0.1 in the last third, flip",
-        seconds=0.75,
+        seconds=0.4,
         evaluate="cifar10_train" if train_set else "",
     )
+
+
+def short_runs(net, config):
+    """dict: the runs of an arm on a CPU, by scale."""
+    return {scale: short_cifar(net, config, epochs) for scale, epochs in CIFAR_EPOCHS.items()}
 
 
 def full_cifar(net, config, *changes):
@@ -54,7 +60,7 @@ def isonet_arms(number, gamma):
     """R-ISONet and ISONet on CIFAR-`number`, with the penalty's weight as text."""
     for net, family in (("risonet", "R-ISONet"), ("isonet", "ISONet")):
         config = f"configs/cifar/{net}18_cifar{number}{'' if gamma == '1e-4' else f'_gamma{gamma}'}.yaml"
-        in_small = number == 10 and gamma == "1e-4"
+        on_cpu = number == 10 and gamma == "1e-4"
         yield Arm(
             name=f"cifar{number}-{net}-gamma{gamma}",
             group="cifar",
@@ -62,7 +68,7 @@ def isonet_arms(number, gamma):
             label=f"{family}, gamma {gamma}",
             needs=(f"cifar{number}",),
             full=full_cifar(f"{family}-18", config),
-            small=small_cifar(f"{family}-20", config, CIFAR_EPOCHS) if in_small else ONLY_FULL,
+            **(short_runs(f"{family}-20", config) if on_cpu else LEFT_OUT),
         )
 
 
@@ -70,7 +76,6 @@ def resnet_arms(number):
     """ResNets on CIFAR-`number` with batch norm, and with ReLU alone."""
     for norm, words, suffix in (("bn", "batch norm", ""), ("nonorm", "ReLU, no norm", "_nonorm")):
         config = f"configs/cifar/resnet18{suffix}_cifar{number}.yaml"
-        small = small_cifar(f"ResNet-20, {words}", config, CIFAR_EPOCHS) if number == 10 else ONLY_FULL
         yield Arm(
             name=f"cifar{number}-resnet-{norm}",
             group="cifar",
@@ -78,7 +83,7 @@ def resnet_arms(number):
             label=f"ResNet, {words}",
             needs=(f"cifar{number}",),
             full=full_cifar(f"ResNet-18, {words}", config),
-            small=small,
+            **(short_runs(f"ResNet-20, {words}", config) if number == 10 else LEFT_OUT),
         )
 
 
@@ -112,6 +117,7 @@ def ablation_arms():
             label=words,
             needs=("cifar10",),
             full=full if changes else f"the same as {WHOLE}",
-            small=small_cifar("R-ISONet-20", RISONET_CIFAR10, ABLATION_EPOCHS, *changes, train_set=False),
+            medium=ONLY_SMALL,
+            small=short_cifar("R-ISONet-20", RISONET_CIFAR10, ABLATION_EPOCHS, *changes, train_set=False),
             same_as="" if changes else WHOLE,
         )

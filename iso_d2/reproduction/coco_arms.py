@@ -1,9 +1,9 @@
 """Persons, bicycles, cars: Faster R-CNN on R-ISONet and ResNet (report, Sections 5.2 and 6.2)."""
 
-from .arm import ONLY_FULL, PRETRAINING, SMALL_COMMON, Arm, Run, options
+from .arm import CPU_COMMON, LEFT_OUT, PRETRAINING, Arm, Run, options
 
-# Lengths in small
-COCO_ITERATIONS, COCO_BATCH1_ITERATIONS = 300, 200
+# Lengths on a CPU, by the images of a batch
+COCO_ITERATIONS = {2: {"medium": 1200, "small": 400}, 1: {"medium": 800, "small": 240}}
 FLIP = "['HorizontalFlip', {'p': 0.5}]"
 
 
@@ -12,22 +12,21 @@ def resize(side):
 
 
 COCO_TEST_AND_TRAIN = options(DATASETS__TEST="('coco_pbc_test', 'coco_pbc_train')")
-# What the three FPNs have in common in small: the widths of configs/quick/risonet18_frcnn_fpn_overfit8.yaml
-SMALL_FPN = options(
+# What the FPNs have in common on a CPU: the widths of configs/quick/risonet18_frcnn_fpn_overfit8.yaml
+NARROW_FPN = options(
     MODEL__FPN__OUT_CHANNELS=128,
     MODEL__ANCHOR_GENERATOR__SIZES="[[16], [32], [64], [128], [256]]",
     MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=64,
     MODEL__ROI_BOX_HEAD__FC_DIM=512,
     INPUT__ALBUMENTATIONS__TRAIN=f"[{resize(256)}, {FLIP}]",
     INPUT__ALBUMENTATIONS__TEST=f"[{resize(256)}]",
-    TEST__EVAL_PERIOD=0,
     SOLVER__CHECKPOINT_PERIOD=50,
 )
 RESNET18 = options(MODEL__RESNETS__DEPTH=18, MODEL__RESNETS__RES2_OUT_CHANNELS=64)
 RISONET50_FPN, RESNET50_FPN = "configs/risonet50_frcnn_fpn.yaml", "configs/resnet50_frcnn_fpn.yaml"
 
 
-def small_coco(net, batch, iterations):
+def short_coco(net, batch, iterations):
     """Depth 18 with FPN at 256 px, at four times the rate of Base-Detection.yaml's rule: time is short."""
     risonet = net == "R-ISONet-18 FPN"
     schedule = options(
@@ -36,20 +35,26 @@ def small_coco(net, batch, iterations):
         SOLVER__WARMUP_ITERS=50,
         SOLVER__MAX_ITER=iterations,
         SOLVER__STEPS=f"({round(iterations * 0.8)},)",
+        TEST__EVAL_PERIOD=iterations // 4,
     )
     return Run(
         net=net,
         config="configs/risonet18_frcnn_fpn.yaml" if risonet else RESNET50_FPN,
         options=(
             *(options(ISO__ORTHO__PERIOD=10) if risonet else RESNET18),
-            *SMALL_FPN,
+            *NARROW_FPN,
             *schedule,
-            *SMALL_COMMON,
+            *CPU_COMMON,
         ),
         setup=f"depth 18 with FPN (128 wide), 256x256, {iterations} iterations of batch {batch}, "
         "rate x0.1 in the last fifth",
-        seconds=1.25 if batch == 2 else 0.7,
+        seconds=0.95 if batch == 2 else 0.55,
     )
+
+
+def short_runs(net, batch):
+    """dict: the runs of an arm on a CPU, by scale."""
+    return {scale: short_coco(net, batch, length) for scale, length in COCO_ITERATIONS[batch].items()}
 
 
 def full_coco(net, config, *changes, batch=8, passes=36):
@@ -76,8 +81,8 @@ def full_coco(net, config, *changes, batch=8, passes=36):
     )
 
 
-def coco_arm(name, table, label, full, small=ONLY_FULL, **more):
-    return Arm(name, "coco", table, label, ("coco",), full, small, **more)
+def coco_arm(name, table, label, full, short=LEFT_OUT, **more):
+    return Arm(name, "coco", table, label, ("coco",), full, **short, **more)
 
 
 def batch_arms(batch):
@@ -93,14 +98,14 @@ def batch_arms(batch):
         ),
         "resnet-fpn-gn": ("ResNet FPN, group norm", "configs/resnet50_gn_frcnn_fpn.yaml", "", ()),
     }
-    for key, (label, config, small_net, changes) in nets.items():
+    for key, (label, config, short_net, changes) in nets.items():
         net = label.replace("Net FPN", "Net-50 FPN")
         yield coco_arm(
             f"coco-batch{batch}-{key}",
             f"coco-batch{batch}",
             label,
             full_coco(net, config, *changes, batch=batch, passes=12),
-            small_coco(small_net, 1, COCO_BATCH1_ITERATIONS) if batch == 1 and small_net else ONLY_FULL,
+            short_runs(short_net, batch) if batch == 1 and short_net else LEFT_OUT,
         )
 
 
@@ -138,7 +143,7 @@ def report_arms():
         "coco-scratch",
         "ResNet FPN + Faster R-CNN, batch norm (the report's)",
         full_coco("ResNet-50 FPN, batch norm", RESNET50_FPN),
-        small_coco("ResNet-18 FPN, batch norm", 2, COCO_ITERATIONS),
+        short_runs("ResNet-18 FPN, batch norm", 2),
     )
 
 
@@ -149,7 +154,7 @@ def norm_arms():
         "coco-scratch",
         "R-ISONet FPN + Faster R-CNN",
         full_coco("R-ISONet-50 FPN", RISONET50_FPN),
-        small_coco("R-ISONet-18 FPN", 2, COCO_ITERATIONS),
+        short_runs("R-ISONet-18 FPN", 2),
     )
     for norm, words in (("gn", "group norm"), ("nonorm", "ReLU, no norm")):
         yield coco_arm(
@@ -180,7 +185,7 @@ def pretrained_arms():
                 (*CIFAR100_START, *changes),
                 "CIFAR-100 enlarged to 96x96, 30 epochs of batch 128, flip",
             ),
-            small=ONLY_FULL,
+            **LEFT_OUT,
         )
     for key, (family, _, config, words, _) in pairs.items():
         yield coco_arm(

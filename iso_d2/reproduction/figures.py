@@ -11,7 +11,7 @@ from .arms import ARMS
 from .jobs import train_images
 from .report_values import TABLES
 from .samples import SAMPLES
-from .tables import WHERE_FIGURES, records_of
+from .tables import WHERE_FIGURES, records_of, task_loss
 
 # Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
 MAX_BYTES, SHRINK = 300_000, 0.8
@@ -90,11 +90,6 @@ def epochs_of(record):
     """Function: an entry with ``iteration`` -> passes over the training set that are done after it."""
     images = train_images(record["dataset"], record["table"].removeprefix("mri-"))
     return lambda point: (point["iteration"] + 1) * record["batch"] / images
-
-
-def task_loss(point):
-    """The losses of a point of a curve, added up, but for the orthogonality penalty."""
-    return sum(value for key, value in point.items() if key.startswith("loss_") and key != "loss_ortho")
 
 
 def save(figure, path):

@@ -29,7 +29,7 @@ class Job:
 
     Args:
         arm (Arm): the experiment.
-        scale (str): "full" or "small".
+        scale (str): of SCALES.
         seed (int): SEED of the training.
         root (Path): the repository; commands run there and everything is written below it.
     """

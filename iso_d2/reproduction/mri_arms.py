@@ -1,13 +1,13 @@
 """Brain MRI: ISO-UNet and UNets (report, Sections 5.1 and 6.1), on both splits."""
 
-from .arm import ONLY_FULL, SMALL_COMMON, Arm, Run, options
+from .arm import CPU_COMMON, LEFT_OUT, Arm, Run, options
 
-# Length in small
-MRI_EPOCHS = 3
+# Lengths on a CPU
+MRI_EPOCHS = {"medium": 12, "small": 4}
 UNETS = {
-    "isounet": ("ISO-UNet", "isounet", 0.24),
-    "unet-bn": ("UNet, batch norm", "unet", 0.28),
-    "unet-relu": ("UNet, ReLU, no norm", "unet_nonorm", 0.23),
+    "isounet": ("ISO-UNet", "isounet", 0.19),
+    "unet-bn": ("UNet, batch norm", "unet", 0.2),
+    "unet-relu": ("UNet, ReLU, no norm", "unet_nonorm", 0.18),
 }
 
 
@@ -18,34 +18,16 @@ def mri_arms(split, *keys):
 
 def _mri_arm(split, label, config, seconds, key):
     split_option = options(DATASETS__LGG_SPLIT=split)
-    # The report halves the rate after epochs 5, 15, 25, 35 and 45 of 50: the same points of fewer.
-    steps = tuple(round(epoch / 50 * MRI_EPOCHS, 2) for epoch in (5, 15, 25, 35, 45))
-    small = Run(
-        net=label,
-        config=f"configs/quick/{config}_narrow_lgg.yaml",
-        options=(
-            *split_option,
-            *options(
-                SOLVER__IMS_PER_BATCH=8,
-                SOLVER__EPOCHS=MRI_EPOCHS,
-                SOLVER__EPOCH_STEPS=str(steps),
-                SOLVER__CHECKPOINT_PERIOD=100,
-                TEST__EVAL_EPOCHS=1,
-                DATASETS__TEST="('lgg_val',)",
-            ),
-            *SMALL_COMMON,
-        ),
-        setup=f"8 to 128 channels, 112x112, {MRI_EPOCHS} epochs of batch 8, Dice and cross entropy, "
-        "rate halved at the report's points of the schedule",
-        seconds=seconds,
-        evaluate="lgg_train",
-    )
     full = Run(
         net=label,
         config=f"configs/{config}_lgg.yaml",
         options=(*split_option, *options(SOLVER__CHECKPOINT_PERIOD=500)),
         setup="64 to 1024 channels, 224x224, 50 epochs of batch 20, Dice, rate halved after 5, 15, ... 45",
     )
+    short = {
+        scale: _short_mri(label, config, split_option, epochs, seconds)
+        for scale, epochs in MRI_EPOCHS.items()
+    }
     return Arm(
         name=f"mri-{split}-{key}",
         group="mri",
@@ -53,5 +35,31 @@ def _mri_arm(split, label, config, seconds, key):
         label=label,
         needs=("lgg",),
         full=full,
-        small=small if split == "patient" else ONLY_FULL,
+        **(short if split == "patient" else LEFT_OUT),
+    )
+
+
+def _short_mri(label, config, split_option, epochs, seconds):
+    # The report halves the rate after epochs 5, 15, 25, 35 and 45 of 50: the same points of fewer.
+    steps = tuple(round(epoch / 50 * epochs, 2) for epoch in (5, 15, 25, 35, 45))
+    return Run(
+        net=label,
+        config=f"configs/quick/{config}_narrow_lgg.yaml",
+        options=(
+            *split_option,
+            *options(
+                SOLVER__IMS_PER_BATCH=8,
+                SOLVER__EPOCHS=epochs,
+                SOLVER__EPOCH_STEPS=str(steps),
+                SOLVER__CHECKPOINT_PERIOD=100,
+                TEST__EVAL_EPOCHS=1,
+                DATASETS__TEST="('lgg_val',)",
+                MODEL__CHANNELS_LAST=True,
+            ),
+            *CPU_COMMON,
+        ),
+        setup=f"8 to 128 channels, 112x112, {epochs} epochs of batch 8, Dice and cross entropy, "
+        "rate halved at the report's points of the schedule",
+        seconds=seconds,
+        evaluate="lgg_train",
     )

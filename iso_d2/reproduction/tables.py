@@ -48,9 +48,10 @@ def tables_text(root, records):
     lines = [
         "The tables below are written by `python tools/reproduce.py`; "
         "[docs/reproduction.md](../docs/reproduction.md) says what was chosen and why. *report*: as the "
-        "project report gives it. *full*: the report's size and schedule. *small*: what two CPU cores "
-        "train in an hour, which shows that all of it runs and how the networks begin to learn, not how "
-        "good they get. n = 1 where no spread is given; else mean ± standard deviation of n seeds.",
+        "project report gives it. *full*: the report's size and schedule. *medium* and *small*: what two CPU "
+        "cores train in little more than an hour and in less than one, which shows how the networks begin "
+        "to learn, not how good they get. n = 1 where no spread is given; else mean ± standard deviation of "
+        "n seeds.",
         "",
     ]
     lines += [line for scale in SCALES if (line := provenance(scale, records.get(scale, {})))]
@@ -138,8 +139,8 @@ def cell(table, arm, records, metric, source):
 
 
 def records_of(arm, scale, records):
-    """list[dict]: the records of an arm, or of the one whose result it shares where it has no run."""
-    name = arm.same_as if arm.same_as and not isinstance(getattr(arm, scale), Run) else arm.name
+    """list[dict]: the records of an arm, or of the one whose result it shares at full scale."""
+    name = arm.same_as if arm.same_as and scale == "full" else arm.name
     return records.get(scale, {}).get(name, [])
 
 
@@ -147,9 +148,18 @@ def value_of(record, metric):
     """float or None: a metric of a run at its end."""
     if metric.dataset:
         return record["final"].get(metric.dataset, {}).get(metric.name)
-    last = record["curve"][-1] if record["curve"] else {}
-    losses = [value for key, value in last.items() if key.startswith("loss_") and key != "loss_ortho"]
-    return sum(losses) if losses and record["diverged_at"] is None else None
+    if not record["curve"] or record["diverged_at"] is not None:
+        return None
+    return task_loss(record["curve"][-1])
+
+
+def task_loss(point):
+    """float: the losses of a point of a curve, added up, but for the orthogonality penalty.
+
+    Detectron2 names the losses only where there are several; a single one is in the total alone.
+    """
+    named = [value for key, value in point.items() if key.startswith("loss_") and key != "loss_ortho"]
+    return sum(named) if named else point["total_loss"]
 
 
 def setups(arms, scales, records):

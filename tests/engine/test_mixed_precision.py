@@ -2,6 +2,8 @@ import pytest
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from engine_toys import toy_config
 from torch import nn
@@ -71,6 +73,19 @@ def test_boxes_are_not_rounded_for_bf16_features():
     features[..., 513] = 8
     box = torch.tensor([[0.0, 513.0, 0.0, 514.0, 4.0]])
     assert pooler(features, box).item() == pytest.approx(8)
+
+
+def test_regions_of_a_pyramid_are_pooled_from_bf16_features():
+    """A box of 8 pixels goes to the first level, one of 600 to the second: each holds another value."""
+    pooler = ROIPooler(2, (1.0, 0.5), 1, "ROIAlignV2", canonical_box_size=512, canonical_level=1)
+    BF16Trainer(nn.Sequential(pooler), [], torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    levels = [
+        torch.full((1, 1, 800 // s, 800 // s), value, dtype=torch.bfloat16) for s, value in ((1, 3), (2, 5))
+    ]
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 600.0, 600.0]]))
+    pooled = pooler(levels, [boxes])
+    assert pooled.dtype == torch.float32
+    assert pooled.mean((1, 2, 3)).tolist() == [3.0, 5.0]
 
 
 def test_the_config_chooses(tmp_path):

@@ -88,6 +88,15 @@ def test_iterations_follow_from_the_images():
     assert Job(BY_NAME["coco-batch1-risonet-fpn"], "full", 1, ROOT).iterations == 12_000
 
 
+def test_what_is_short_differs_in_length_alone():
+    for arm in ARMS:
+        if isinstance(arm.medium, Run):
+            medium, small = (Job(arm, scale, 1, ROOT) for scale in ("medium", "small"))
+            assert medium.iterations > 2.9 * small.iterations
+            assert (arm.medium.net, arm.medium.config) == (arm.small.net, arm.small.config)
+            assert medium.config.MODEL == small.config.MODEL and medium.config.INPUT == small.config.INPUT
+
+
 def test_in_small_the_ablation_comes_last():
     tables = [arm.table for arm in in_order("small")]
     assert tables[-5:] == ["ablation"] * 5 and "ablation" not in tables[:-5]

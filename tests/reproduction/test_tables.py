@@ -64,6 +64,13 @@ def test_the_loss_without_the_penalty_is_taken_from_the_end_of_the_curve():
     assert row["training loss at the end, without the penalty: small"] == "1.50"
 
 
+def test_a_net_without_penalty_has_its_loss_in_the_total_alone():
+    curve = [{"iteration": 390, "total_loss": 1.25, "lr": 0.1}]
+    record = toy_record("cifar10-ablation-no-penalty", table="ablation", final=accuracy(30.0), curve=curve)
+    row = rows(ABLATION, toy_records(record))["without the orthogonality penalty"]
+    assert row["training loss at the end, without the penalty: small"] == "1.25"
+
+
 def test_at_full_scale_the_ablation_is_compared_with_the_arm_of_the_report():
     records = toy_records(toy_record(RISONET, "full", final=accuracy(93.0)))
     assert rows(ABLATION, records)["R-ISONet, all parts"]["test top-1 (%): full"] == "93.0"

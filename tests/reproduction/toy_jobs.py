@@ -48,5 +48,6 @@ def toy_repository(folder):
 def toy_job(root, name, do="train", needs=(), small=None, **more):
     """A job that does `do`."""
     run = Run("toy", "configs/toy.yaml", ("DO", do), "a toy", seconds=2.0, evaluate=more.pop("evaluate", ""))
-    arm = Arm(name, "cifar", more.pop("table", "toys"), name, needs, "not here", small or run, **more)
+    kind, absent = more.pop("table", "toys"), "not here"
+    arm = Arm(name, "cifar", kind, name, needs, full=absent, medium=absent, small=small or run, **more)
     return Job(arm, "small", 1, root)

@@ -42,7 +42,7 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
 
 def toy_records(*records):
     """scale -> arm -> records, as the report takes them."""
-    found = {"full": {}, "small": {}}
+    found = {"full": {}, "medium": {}, "small": {}}
     for record in records:
         found[record["scale"]].setdefault(record["arm"], []).append(record)
     return found

@@ -47,6 +47,12 @@ def test_one_number_of_seeds_is_how_many_several_are_which(tool):
     assert list(tool.parse_args(["all", "--seeds", "3", "7"]).seeds) == [3, 7]
 
 
+def test_in_small_two_run_side_by_side(tool):
+    assert tool.parse_args(["all", "--scale", "small"]).jobs == 2
+    assert tool.parse_args(["all", "--scale", "full"]).jobs == 1
+    assert tool.parse_args(["all", "--scale", "full", "--jobs", "3"]).jobs == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
