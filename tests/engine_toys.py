@@ -121,6 +121,18 @@ def train_in_one_process(folder):
     torch.save(trainer.model.module.state_dict(), os.path.join(folder, f"rank{comm.get_rank()}.pth"))
 
 
+class Unused(nn.Module):
+    """A backbone with a convolution that its features do not need."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.used = backbone
+        self.unused = nn.Conv2d(40, 40, 3, bias=False)  # of the largest share
+
+    def forward(self, x):
+        return self.used(x)
+
+
 def penalised_training(model, hook):
     """Two steps; each layer's name that the process writes or penalises, losses as gathered, weights."""
     trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.05))
@@ -137,9 +149,10 @@ def penalised_training(model, hook):
     return {"written": written, "layers": list(hook._convs), "weights": module.state_dict()}
 
 
-def toy_with_random_weights(tensor_loss=False):
+def toy_with_random_weights(tensor_loss=False, unused=False):
     torch.manual_seed(0)
-    model = TensorToy(tiny_resnet()) if tensor_loss else ToyModel(tiny_resnet())
+    backbone = Unused(tiny_resnet()) if unused else tiny_resnet()
+    model = TensorToy(backbone) if tensor_loss else ToyModel(backbone)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -152,9 +165,9 @@ class TensorToy(ToyModel):
         return super().forward(batch)["loss_toy"]
 
 
-def penalise_in_one_process(folder, tensor_loss):
+def penalise_in_one_process(folder, tensor_loss, unused):
     """What each process of a distributed training with nothing but the penalty hook does."""
     torch.set_num_threads(1)
-    model = create_ddp_model(toy_with_random_weights(tensor_loss), device_ids=None)
+    model = create_ddp_model(toy_with_random_weights(tensor_loss, unused), device_ids=None)
     result = penalised_training(model, OrthogonalityLossHook(0.1, log_period=1))
     torch.save(result, os.path.join(folder, f"penalised{comm.get_rank()}.pth"))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import torch
 import torchvision
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ResNet, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -72,7 +72,34 @@ def resnet(options, norm, depth=None):
         node.RES2_OUT_CHANNELS = 64
     name = "build_cifar_resnet_backbone" if options.cifar else "build_resnet_backbone"
     torch.manual_seed(options.seed)
-    return _placed(BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=3)), options)
+    return calibrate_(_placed(BACKBONE_REGISTRY.get(name)(cfg, ShapeSpec(channels=3)), options), options)
+
+
+@torch.no_grad()
+def calibrate_(net, options):
+    """Give each frozen batch norm of a backbone the mean and variance of its input, as after training.
+
+    At their start, with 0 and 1, features grow from block to block, so that a detector has other proposals,
+    and other costs, than a trained one.
+
+    Args:
+        net (nn.Module): takes images.
+        options (Options): the images.
+
+    Returns:
+        nn.Module: `net`.
+    """
+
+    def take(norm, inputs):
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var((0, 2, 3), correction=0))
+
+    handles = [m.register_forward_pre_hook(take) for m in net.modules() if isinstance(m, FrozenBatchNorm2d)]
+    if handles:
+        net(options.images())
+    for handle in handles:
+        handle.remove()
+    return net
 
 
 def torchvision_resnet(options):
@@ -200,6 +227,8 @@ def load_model(config, options, opts=()):
     for module in model.modules():
         if isinstance(module, ISONet):
             unsettle_(module, options.seed)
+        elif isinstance(module, ResNet):
+            calibrate_(module, options)
     return model.to(memory_format=options.memory_format), cfg
 
 

@@ -120,7 +120,9 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     On a grid of 2k - 1 points nothing wraps around, and half of its frequencies do, since Z(-f) = Z(f)^T.
     """
     batch, rows, columns, *kernel_size = kernels.shape
-    forward, backward, share = _hartley_tables(*kernel_size, kernels.dtype, kernels.device)
+    # a fake tensor's tables are fake, too, and must not be kept
+    make_tables = _hartley_tables if _is_plain(kernels) else _hartley_tables.__wrapped__
+    forward, backward, share = make_tables(*kernel_size, kernels.dtype, kernels.device)
     if fraction < 1:
         forward, backward, share = _drawn(forward, backward, share, fraction, generator)
     frequencies = len(share)
@@ -160,13 +162,18 @@ def _buffer(name, shape, like):
 
     New memory of many megabytes costs a page fault every 4 KiB there; on a GPU PyTorch keeps it anyway.
     """
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    if like.device.type != "cpu" or torch.compiler.is_compiling() or not _is_plain(like):
         return like.new_empty(shape)
     kept, key, size = vars(_memory), (name, like.dtype), math.prod(shape)
     if key not in kept or len(kept[key]) < size:
         with torch.inference_mode(False):
-            kept[key] = torch.empty(size, dtype=like.dtype)
+            kept[key] = torch.empty(size, dtype=like.dtype, device=like.device)
     return kept[key][:size].view(shape)
+
+
+def _is_plain(tensor):
+    """Whether it holds numbers itself: no fake tensor, no other subclass."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 @functools.lru_cache(maxsize=64)
@@ -178,13 +185,14 @@ def _hartley_tables(kh, kw, dtype, device):
         (kh * kw, 3 F); (F,), where F = (N + 1) / 2 of the N = (2 kh - 1) (2 kw - 1) frequencies.
     """
     points = (2 * kh - 1, 2 * kw - 1)
-    frequencies = torch.tensor(_half_plane((kh, kw), (1, 1)), dtype=torch.float64)
-    taps = torch.cartesian_prod(torch.arange(kh), torch.arange(kw)).double()
-    angles = 2 * math.pi * frequencies / torch.tensor(points, dtype=torch.float64)
+    like = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
+    frequencies = torch.tensor(_half_plane((kh, kw), (1, 1)), **like)
+    taps = torch.cartesian_prod(torch.arange(kh, **like), torch.arange(kw, **like))
+    angles = 2 * math.pi * frequencies / torch.tensor(points, **like)
     phase = (angles[:, None] * taps).sum(2)
     cos, sin = phase.cos(), phase.sin()
     # all frequencies but 0 stand for their opposite too
-    share = torch.full((len(frequencies), 1), 2 / math.prod(points), dtype=torch.float64)
+    share = torch.full((len(frequencies), 1), 2 / math.prod(points), **like)
     share[0] /= 2
     forward = torch.cat([cos + sin, cos, sin])
     backward = torch.cat([-2 * share * cos, share * (cos + sin), -2 * share * sin]).T.contiguous()

@@ -49,6 +49,8 @@ def _build_isonet(cfg, input_shape, out_features):
             "as they were initialised. Set MODEL.BACKBONE.FREEZE_AT 0 to train from scratch.",
             freeze_at,
         )
+    in_head = {"res5"} if cfg.MODEL.ROI_HEADS.NAME == "ISORes5ROIHeads" else set()
+    checkpointed = [name for name in node.CHECKPOINT_STAGES if name not in in_head]
     net = ISONet(
         node.DEPTH,
         node.RESIDUAL,
@@ -59,7 +61,7 @@ def _build_isonet(cfg, input_shape, out_features):
         dropout=classifier.DROPOUT,
         freeze_at=freeze_at,
         res5_dilation=node.RES5_DILATION,
-        checkpoint_stages=node.CHECKPOINT_STAGES,
+        checkpoint_stages=checkpointed,
         **isonet_block_args(node),
     )
     return net if node.DELTA_INIT else without_delta(net)

@@ -10,6 +10,8 @@ import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from ..isometry import SharedScale, SReLU, delta_init_
 
@@ -30,7 +32,11 @@ def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1):
 
 
 def _scaled_conv(x, conv, scale):
-    """scale * conv(x), for a convolution without bias."""
+    """scale * conv(x), with the scale in the weight where that is the same."""
+    hooks = conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks
+    if type(conv) is not nn.Conv2d or conv.bias is not None or any(hooks):
+        # another module that somebody has put there, or one that is watched: it has to be called
+        return scale * conv(x)
     return F.conv2d(x, scale * conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -141,10 +147,28 @@ class IsoBlock(CNNBlockBase):
 
     @torch.no_grad()
     def fold_scale_(self):
-        """Multiply s into the last convolution of the branch for good; the block has no scale afterwards."""
-        if self.scale is not None:
-            self.branch[-1].weight.mul_(self.scale.scale)
-            self.scale = None
+        """Multiply s into the last convolution of the branch for good; the block has no scale afterwards.
+
+        Raises:
+            ValueError: that is no plain convolution, but one with a parametrization or another module.
+        """
+        if self.scale is None:
+            return
+        last = self.foldable_conv()
+        last.weight.mul_(self.scale.scale)
+        if last.bias is not None:
+            last.bias.mul_(self.scale.scale)
+        self.scale = None
+
+    def foldable_conv(self):
+        """The last convolution of the branch, if a scale can go into it; raises as :meth:`fold_scale_`."""
+        last = self.branch[-1]
+        if not isinstance(last, nn.Conv2d) or parametrize.is_parametrized(last):
+            raise ValueError(
+                f"the residual scale goes into the weight of a plain convolution, got {type(last).__name__} "
+                "at the end of a branch: remove its parametrization first"
+            )
+        return last
 
 
 def fold_scales_(model):
@@ -158,15 +182,50 @@ def fold_scales_(model):
 
     Returns:
         nn.Module: `model`.
+
+    Raises:
+        ValueError: blocks share a last weight, or a branch does not end with a plain convolution; then
+            nothing is changed.
     """
-    for module in model.modules():
-        if isinstance(module, IsoBlock):
-            module.fold_scale_()
+    blocks = [module for module in model.modules() if isinstance(module, IsoBlock) and module.scale]
+    weights = [block.foldable_conv().weight for block in blocks]
+    if len(set(map(id, weights))) < len(weights):
+        raise ValueError("blocks with scales of their own share a last weight: they cannot be folded")
+    for block in blocks:
+        block.fold_scale_()
     return model
 
 
+class IsoStage(nn.Sequential):
+    """Blocks one after the other; when `checkpointed`, training keeps nothing but their input.
+
+    Args:
+        blocks (nn.Module): in their order.
+        checkpointed (bool): compute what is between again in backward: less memory for one more forward
+            pass.
+    """
+
+    def __init__(self, *blocks, checkpointed=False):
+        super().__init__(*blocks)
+        self.checkpointed = checkpointed
+
+    def forward(self, x):
+        if self.checkpointed and self.training and torch.is_grad_enabled():
+            # nothing in a stage is random
+            return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+        return super().forward(x)
+
+
 def make_iso_stage(
-    num_blocks, in_channels, out_channels, first_stride, residual, bottleneck=False, dilation=1, **block_args
+    num_blocks,
+    in_channels,
+    out_channels,
+    first_stride,
+    residual,
+    bottleneck=False,
+    dilation=1,
+    checkpointed=False,
+    **block_args,
 ):
     """A stage: `num_blocks` blocks, of which the first changes width and size.
 
@@ -178,12 +237,13 @@ def make_iso_stage(
         residual (bool): as in :class:`IsoBlock`.
         bottleneck (bool): bottleneck blocks, a quarter of `out_channels` wide, or basic ones.
         dilation (int): dilation of the 3x3 convolutions of every block.
+        checkpointed (bool): as in :class:`IsoStage`.
         block_args: srelu_init, srelu_learnable, scale_init of :class:`IsoBlock`.
 
     Returns:
-        nn.Sequential: of :class:`IsoBlock`.
+        IsoStage: of :class:`IsoBlock`.
     """
-    return nn.Sequential(
+    return IsoStage(
         *(
             IsoBlock(
                 in_channels if i == 0 else out_channels,
@@ -195,5 +255,6 @@ def make_iso_stage(
                 **block_args,
             )
             for i in range(num_blocks)
-        )
+        ),
+        checkpointed=checkpointed,
     )

@@ -7,11 +7,9 @@ authors' code; the interface is that of Detectron2's ResNet, so that each stage 
 
 from dataclasses import dataclass
 
-import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from .blocks import Stem, make_iso_stage
 
@@ -78,7 +76,8 @@ class ISONet(Backbone):
             computes the rest again in backward: less memory for one more forward pass of theirs.
 
     Raises:
-        ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together.
+        ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together; a
+            stage to be checkpointed that no output needs.
 
     Source: paper, Sections 3 and 4; report, Section 3.
     """
@@ -105,12 +104,6 @@ class ISONet(Backbone):
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
             raise ValueError(f"ISONet res5_dilation must be 1 or 2, got {res5_dilation}")
-        if not set(checkpoint_stages) <= set(stages):
-            raise ValueError(
-                f"ISONet checkpoint_stages must be some of {', '.join(stages)}, got {list(checkpoint_stages)}"
-            )
-        self.checkpoint_stages = tuple(checkpoint_stages)
-
         self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable)
         channels, stride = self.stem.out_channels, self.stem.stride
         shapes = {"stem": ShapeSpec(channels=channels, stride=stride)}
@@ -118,6 +111,11 @@ class ISONet(Backbone):
         if "linear" not in self._out_features:
             used = [i for i, name in enumerate(stages) if name in self._out_features]
             self.stage_names = stages[: max(used, default=-1) + 1]
+        if not set(checkpoint_stages) <= set(self.stage_names):
+            raise ValueError(
+                f"ISONet checkpoint_stages must be some of {', '.join(self.stage_names) or 'none'}, which "
+                f"out_features {', '.join(self._out_features)} need, got {', '.join(checkpoint_stages)}"
+            )
         for i, name in enumerate(self.stage_names):
             dilation = res5_dilation if name == "res5" else 1
             first_stride = 1 if i == 0 or dilation > 1 else 2
@@ -129,6 +127,7 @@ class ISONet(Backbone):
                 residual,
                 bottleneck=layout.bottleneck,
                 dilation=dilation,
+                checkpointed=name in checkpoint_stages,
                 srelu_init=srelu_init,
                 srelu_learnable=srelu_learnable,
                 scale_init=scale_init,
@@ -174,13 +173,7 @@ class ISONet(Backbone):
         """
         outputs = {}
         for name in ["stem", *self.stage_names]:
-            part = getattr(self, name)
-            if name in self.checkpoint_stages and self.training and torch.is_grad_enabled():
-                # nothing in a stage is random
-                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = part(x)
-            outputs[name] = x
+            x = outputs[name] = getattr(self, name)(x)
         if "linear" in self._out_features:
             outputs["linear"] = self.linear(self.dropout(self.avgpool(x).flatten(1)))
         return {name: outputs[name] for name in self._out_features}

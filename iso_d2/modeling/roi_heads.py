@@ -12,8 +12,9 @@ from .isonet import isonet_layout
 class ISORes5ROIHeads(Res5ROIHeads):
     """Detectron2's ``Res5ROIHeads``, whose per-region res5 is the last stage of the ISONet backbone.
 
-    Depth, residual form, thresholds and scales come from ``MODEL.ISONET``, so checkpoints of a whole
-    ISONet fill backbone and head alike. The stock class would build ResNet blocks with frozen norm.
+    Depth, residual form, thresholds, scales and activation checkpointing come from ``MODEL.ISONET``, so
+    weights of a whole ISONet fill backbone and head alike. The stock class would build ResNet blocks with
+    frozen norm.
     """
 
     @classmethod
@@ -37,6 +38,7 @@ class ISORes5ROIHeads(Res5ROIHeads):
             2,
             node.RESIDUAL,
             bottleneck=layout.bottleneck,
+            checkpointed="res5" in node.CHECKPOINT_STAGES,
             **isonet_block_args(node),
         )
         return stage, layout.channels[-1]

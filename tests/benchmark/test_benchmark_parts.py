@@ -108,6 +108,12 @@ def test_operator_in_place_changes_the_buffer_and_no_copy():
     assert x.tolist() == [[0.0, 3.0]]
 
 
+def test_frozen_batch_norm_has_the_statistics_of_the_images():
+    frozen, norm = resnet(TINY, "FrozenBN"), resnet(TINY, "BN")
+    images = TINY.images()
+    torch.testing.assert_close(frozen(images), norm.train()(images), rtol=1e-3, atol=1e-4)
+
+
 def test_step_part_compares_with_all_norms():
     plain, optimized = measure_step(TINY, 0)
     assert list(rows_by(plain, "network")) == ["R-ISONet-8", "ResNet-8 BN", "ResNet-8 FrozenBN"]

@@ -11,12 +11,14 @@ from iso_d2.engine.hooks import _share
 from iso_d2.isometry import orthogonality_multiply_adds
 
 
-@pytest.mark.parametrize("tensor_loss", [False, True])
-def test_two_processes_share_the_layers_and_train_as_one_does(tmp_path, tensor_loss):
-    launch(engine_toys.penalise_in_one_process, 2, dist_url="auto", args=(str(tmp_path), tensor_loss))
+@pytest.mark.parametrize(("tensor_loss", "unused"), [(False, False), (True, False), (False, True)])
+def test_two_processes_share_the_layers_and_train_as_one_does(tmp_path, tensor_loss, unused):
+    """`unused`: with a layer whose only gradient is that of the penalty, in one process."""
+    arguments = str(tmp_path), tensor_loss, unused
+    launch(engine_toys.penalise_in_one_process, 2, dist_url="auto", args=arguments)
     first, second = (torch.load(tmp_path / f"penalised{rank}.pth") for rank in range(2))
     alone = engine_toys.penalised_training(
-        engine_toys.toy_with_random_weights(tensor_loss), OrthogonalityLossHook(0.1, log_period=1)
+        engine_toys.toy_with_random_weights(tensor_loss, unused), OrthogonalityLossHook(0.1, log_period=1)
     )
     # every layer once, and neither process has them all
     assert sorted(first["layers"] + second["layers"]) == sorted(alone["layers"])

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from iso_d2.isometry import orthogonality_loss, orthogonality_losses, orthogonality_multiply_adds
+from iso_d2.isometry import conv_gram, orthogonality_loss, orthogonality_losses, orthogonality_multiply_adds
 
 
 def conv(*shape, stride=1, groups=1, kind=nn.Conv2d):
@@ -88,6 +89,24 @@ def test_buffers_made_in_inference_mode_serve_training():
     with torch.inference_mode():
         orthogonality_losses([conv(9, 9, 5)])
     orthogonality_losses([conv(9, 9, 5)]).sum().backward()
+
+
+def test_fake_tensors_and_a_default_device_leave_nothing_behind():
+    shape = 7, 7, 2  # of no other test: no buffer and no table is kept yet
+    with FakeTensorMode():
+        layer = nn.Conv2d(*shape, bias=False, dtype=torch.float64)
+        orthogonality_losses([layer]).sum().backward()
+        assert layer.weight.grad.shape == layer.weight.shape
+    real = conv(*shape)
+    with torch.device("meta"):
+        on_cpu = orthogonality_losses([real])
+    torch.testing.assert_close(on_cpu[0], 0.5 * (conv_gram(real.weight) - delta(7, 3)).square().sum())
+
+
+def delta(channels, size):
+    target = torch.zeros(channels, channels, size, size, dtype=torch.float64)
+    target[:, :, size // 2, size // 2] = torch.eye(channels)
+    return target
 
 
 def estimates(layers, fraction, draws):

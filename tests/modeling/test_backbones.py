@@ -54,6 +54,18 @@ def test_another_project_needs_the_import_and_the_name_only(tmp_path):
     assert "FREEZE_AT is 2 while MODEL.WEIGHTS is empty" in run.stderr
 
 
+def test_c4_checkpoints_the_res5_of_its_head():
+    cfg = make_cfg(CHECKPOINT_STAGES=["res3", "res5"])
+    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
+    backbone = build(cfg, "build_isonet_backbone")
+    head = build_roi_heads(cfg, backbone.output_shape())
+    assert [backbone.res2.checkpointed, backbone.res3.checkpointed] == [False, True]
+    assert head.res5.checkpointed
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    with pytest.raises(ValueError, match="checkpoint_stages must be some of res2, res3, res4, which"):
+        build(cfg, "build_isonet_backbone")
+
+
 @pytest.mark.parametrize(
     ("features", "channels"), [(["res4"], [256]), (["res5"], [512]), (["stem", "linear"], [64, 7])]
 )

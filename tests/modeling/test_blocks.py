@@ -127,15 +127,58 @@ def test_checkpointing_keeps_less(monkeypatch):
 
 def test_checkpointing_is_off_in_evaluation(monkeypatch):
     net = deep(checkpoint_stages=("res2",)).eval()
-    monkeypatch.setattr("iso_d2.modeling.isonet.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
+    monkeypatch.setattr("iso_d2.modeling.blocks.checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
     net(torch.randn(1, 3, 16, 16, dtype=torch.float64))
 
 
 def test_checkpointing_names_the_stage_it_does_not_know():
-    with pytest.raises(
-        ValueError, match=r"checkpoint_stages must be some of res2, res3, res4, got \['res7'\]"
-    ):
+    message = (
+        "checkpoint_stages must be some of res2, res3, res4, which out_features res3, res4 need, got res7"
+    )
+    with pytest.raises(ValueError, match=message):
         deep(checkpoint_stages=("res7",))
+
+
+def test_checkpointing_names_the_stage_that_is_not_built():
+    with pytest.raises(ValueError, match="some of res2, which out_features res2 need, got res2, res5"):
+        ISONet(18, True, out_features=["res2"], checkpoint_stages=("res2", "res5"))
+
+
+def test_hooks_of_the_last_convolution_are_called_and_change_no_value():
+    block = random_(IsoBlock(4, 8, 2, True), scale=0.25).double()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = block(x)
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(block.parameters()))
+    output_of_branch = block.branch(x).detach()
+    seen = []
+    block.branch[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    out = block(x)
+    torch.testing.assert_close(seen, [output_of_branch], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad(out.square().sum(), list(block.parameters()))
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
+
+
+def test_another_module_in_place_of_the_last_convolution_is_called():
+    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
+    block.branch[-1] = nn.Conv2d(4, 4, 3, padding=1)  # with a bias
+    x = torch.randn(2, 4, 6, 6)
+    expected = torch.maximum(x + 0.25 * block.branch(x), block.srelu.threshold.view(-1, 1, 1))
+    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(fold_scales_(block)(x), expected)
+
+
+def test_what_cannot_be_folded_is_refused_and_left_as_it_was():
+    first, second = (random_(IsoBlock(4, 4, 1, True), scale=0.25) for _ in range(2))
+    weight = first.branch[-1].weight.detach().clone()
+    nn.utils.parametrizations.weight_norm(second.branch[-1])
+    with pytest.raises(ValueError, match="got ParametrizedConv2d at the end of a branch: remove its param"):
+        fold_scales_(nn.Sequential(first, second))
+    shared = nn.Sequential(first, random_(IsoBlock(4, 4, 1, True)))
+    shared[1].branch[-1].weight = first.branch[-1].weight
+    with pytest.raises(ValueError, match="share a last weight"):
+        fold_scales_(shared)
+    assert torch.equal(first.branch[-1].weight, weight) and first.scale is not None
 
 
 def test_the_fold_gives_the_same_outputs_without_scales():
