@@ -77,7 +77,7 @@ def multiply_adds(kernels, shift):
     if _has_frequencies(kernels, shift):
         frequencies = len(_half_plane(size, (1, 1)))
         transforms = 6 * frequencies * math.prod(size) * batch * rows * columns
-        return 5 * frequencies * product + transforms
+        return (5 * frequencies - 3) * product + transforms
     taps = [(size[0] - dy) * (size[1] - abs(dx)) for dy, dx in _half_plane(size, shift)]
     return (2 * taps[0] + 3 * sum(taps[1:])) * product
 
@@ -116,7 +116,7 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     and the gradient of 1/2 ||Z||^2 is
         (Z + Z^T) H - 2 Z B  in A,    (Z + Z^T) H - 2 Z^T A  in B:
     two real products a frequency for the value and three for the gradient, against four and four for complex
-    arithmetic written out.
+    arithmetic written out. Frequency 0 has no B and needs one of each.
     On a grid of 2k - 1 points nothing wraps around, and half of its frequencies do, since Z(-f) = Z(f)^T.
     """
     batch, rows, columns, *kernel_size = kernels.shape
@@ -132,7 +132,9 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     h, a, b = transformed.view(3, frequencies * batch, rows, columns)
     z = _buffer("z", (frequencies * batch, rows, rows), taps)
     torch.bmm(h, h.mT, out=z)
-    torch.baddbmm(z, a, b.mT, alpha=-2, out=z)
+    # of all frequencies the first is 0; of those that are drawn it may be any
+    complex_ones = slice(batch if fraction == 1 else 0, None)
+    torch.baddbmm(z[complex_ones], a[complex_ones], b[complex_ones].mT, alpha=-2, out=z[complex_ones])
     z.diagonal(dim1=1, dim2=2).sub_(1)
     values = (share[:, None] * _sum_of_squares(z).view(-1, batch)).sum(0)
     if not with_grad:
@@ -140,8 +142,9 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     twice = torch.add(z, z.mT, out=_buffer("twice", z.shape, z))
     in_both = torch.bmm(twice, h, out=_buffer("in_both", h.shape, h))
     # each product takes the place of an operand that is needed no more
-    torch.bmm(z, b, out=h)
-    torch.bmm(z.mT, a, out=b)
+    h[: complex_ones.start].zero_()
+    torch.bmm(z[complex_ones], b[complex_ones], out=h[complex_ones])
+    torch.bmm(z[complex_ones].mT, a[complex_ones], out=b[complex_ones])
     a.copy_(in_both)
     grad = backward @ transformed
     return values, grad.view(*kernel_size, batch, rows, columns).permute(2, 3, 4, 0, 1)

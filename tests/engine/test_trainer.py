@@ -51,6 +51,22 @@ def test_training_leaves_losses_checkpoint_results_and_pictures(tmp_path):
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))
 
 
+def test_channels_last_changes_the_layout_and_not_the_training(tmp_path):
+    trained = []
+    for last in (False, True):
+        cfg = toy_config(tmp_path / str(last), "MODEL.CHANNELS_LAST", last, "SEED", 1, "ISO.ORTHO.COEFF", 0.1)
+        torch.manual_seed(0)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        weight = trainer.model.backbone.res2[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        trainer.train()
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        trained.append(weights(trainer))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_hooks_follow_the_config(tmp_path):
     def hooks(*opts):
         return [type(hook) for hook in Trainer(toy_config(tmp_path, *opts))._hooks]

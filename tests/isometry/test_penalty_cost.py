@@ -42,8 +42,9 @@ def test_multiply_adds_are_those_that_are_done(layer, mode):
 
 
 def test_multiply_adds_of_a_3x3_layer_by_hand():
-    # 13 frequencies, 5 products of 2 x 2 by 2 x 7 each; 2 transforms of 3 tables, 13 x 9, on 14 weights
-    assert orthogonality_multiply_adds(conv(7, 2, 3)) == 13 * 5 * 2 * 2 * 7 + 2 * 3 * 13 * 9 * 14
+    # 12 frequencies with 5 products of 2 x 2 by 2 x 7 each, frequency 0 with 2; 2 transforms of 3 tables,
+    # 13 x 9, on 14 weights
+    assert orthogonality_multiply_adds(conv(7, 2, 3)) == (12 * 5 + 2) * 2 * 2 * 7 + 2 * 3 * 13 * 9 * 14
 
 
 def products(convs):
