@@ -3,7 +3,7 @@
 from .arm import CPU_COMMON, LEFT_OUT, ONLY_SMALL, Arm, Run, options
 
 # Lengths on a CPU
-CIFAR_EPOCHS = {"medium": 6, "small": 2}
+CIFAR_EPOCHS = {"medium": 5, "small": 2}
 ABLATION_EPOCHS = 1
 CIFAR_TRAIN_IMAGES, CIFAR_BATCH = 50_000, 128
 CIFAR_EPOCH = round(CIFAR_TRAIN_IMAGES / CIFAR_BATCH)  # iterations

@@ -3,7 +3,7 @@
 from .arm import CPU_COMMON, LEFT_OUT, PRETRAINING, Arm, Run, options
 
 # Lengths on a CPU, by the images of a batch
-COCO_ITERATIONS = {2: {"medium": 1200, "small": 400}, 1: {"medium": 800, "small": 240}}
+COCO_ITERATIONS = {2: {"medium": 1000, "small": 400}, 1: {"medium": 600, "small": 240}}
 FLIP = "['HorizontalFlip', {'p': 0.5}]"
 
 

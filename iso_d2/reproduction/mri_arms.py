@@ -3,7 +3,7 @@
 from .arm import CPU_COMMON, LEFT_OUT, Arm, Run, options
 
 # Lengths on a CPU
-MRI_EPOCHS = {"medium": 12, "small": 4}
+MRI_EPOCHS = {"medium": 10, "small": 4}
 UNETS = {
     "isounet": ("ISO-UNet", "isounet", 0.19),
     "unet-bn": ("UNet, batch norm", "unet", 0.2),

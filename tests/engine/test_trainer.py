@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, launch
+from detectron2.utils.env import seed_all_rng
 from engine_toys import toy_config
 from PIL import Image
 
@@ -54,8 +55,8 @@ def test_training_leaves_losses_checkpoint_results_and_pictures(tmp_path):
 def test_channels_last_changes_the_layout_and_not_the_training(tmp_path):
     trained = []
     for last in (False, True):
-        cfg = toy_config(tmp_path / str(last), "MODEL.CHANNELS_LAST", last, "SEED", 1, "ISO.ORTHO.COEFF", 0.1)
-        torch.manual_seed(0)
+        seed_all_rng(1)
+        cfg = toy_config(tmp_path / str(last), "MODEL.CHANNELS_LAST", last, "ISO.ORTHO.COEFF", 0.1)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
         weight = trainer.model.backbone.res2[0].conv1.weight
