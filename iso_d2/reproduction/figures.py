@@ -67,23 +67,43 @@ def curves(table, records, scale):
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(f"{table.title.partition(': validation')[0]} ({scale} scale)")
     losses, measure = figure.subplots(1, 2)
+    evaluated, highest = [], 0.0
     for arm, record in chosen:
         epoch = epochs_of(record)
-        steps = [epoch(point) for point in record["curve"]]
-        line = losses.plot(steps, [task_loss(p) for p in record["curve"]], label=arm.label)[0]
+        steps, values = zip(*[(epoch(point), task_loss(point)) for point in record["curve"]], strict=True)
+        diverged = record["diverged_at"] is not None
+        label = f"{arm.label}: diverged" if diverged else arm.label
+        line = losses.plot(steps, values, label=label)[0]
+        highest = highest if diverged else max(highest, *values)
         points = [
             (epoch(point), point["metrics"][table.curve.name])
             for point in record["evaluations"].get(table.curve.dataset, [])
             if table.curve.name in point["metrics"]
         ]
         if points:
-            measure.plot(*zip(*points, strict=True), "o-", color=line.get_color(), label=arm.label)
+            evaluated.append((arm.label, line.get_color(), points))
     losses.set(xlabel="epoch", ylabel="training loss, without the penalty")
-    measure.set(xlabel="epoch", ylabel=table.curve.heading, ylim=(0, None))
+    if highest:  # what diverged leaves the picture
+        losses.set_ylim(top=1.05 * highest)
     losses.legend(fontsize="small")
+    _draw_measure(measure, evaluated, table.curve.heading)
     for axes in (losses, measure):
         axes.grid(alpha=0.3)
     return figure
+
+
+def _draw_measure(axes, evaluated, heading):
+    """Lines by epoch, or bars where each network has been evaluated once."""
+    if all(len(points) == 1 for _, _, points in evaluated):
+        labels, colors, points = zip(*evaluated, strict=True) if evaluated else ((), (), ())
+        axes.barh(range(len(labels)), [value for ((_, value),) in points], color=colors, height=0.6)
+        axes.set_yticks(range(len(labels)), labels, fontsize="small")
+        axes.invert_yaxis()
+        axes.set(xlabel=heading)
+        return
+    for label, color, points in evaluated:
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
+    axes.set(xlabel="epoch", ylabel=heading, ylim=(0, None))
 
 
 def epochs_of(record):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 from toy_records import toy_record, toy_records
@@ -20,9 +21,26 @@ def test_curves_are_by_epoch_and_without_the_penalty():
     # iterations 100, 200 and 391 of 128 of 50,000 images
     np.testing.assert_allclose(losses.lines[0].get_xdata(), [0.256, 0.512, 1.00096])
     np.testing.assert_allclose(losses.lines[0].get_ydata(), [2.25, 1.75, 1.5])
-    assert len(measure.lines) == 1
-    np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0]])
+    # one evaluation of one net: a bar
+    assert [(bar.get_width(), bar.get_facecolor()) for bar in measure.patches] == [
+        (40.0, to_rgba(losses.lines[0].get_color()))
+    ]
     assert curves(CIFAR10, toy_records(), "small") is None
+
+
+def test_several_evaluations_are_lines_by_epoch():
+    points = [{"iteration": i, "metrics": {"top1": v}} for i, v in ((390, 40.0), (781, 50.0))]
+    record = toy_record(RISONET, evaluations={"cifar10_test": points})
+    _, measure = curves(CIFAR10, toy_records(record), "small").axes
+    np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0], [2.00192, 50.0]])
+
+
+def test_what_diverged_does_not_hide_the_others():
+    wild = [{"iteration": i, "loss_cls": 900.0, "total_loss": 900.0} for i in (9, 19)]
+    records = toy_records(toy_record(RISONET), toy_record(ISONET, diverged=25, curve=wild))
+    losses, _ = curves(CIFAR10, records, "small").axes
+    assert losses.get_ylim()[1] == pytest.approx(1.05 * 2.25)
+    assert [line.get_label() for line in losses.lines][1] == "ISONet, gamma 1e-4: diverged"
 
 
 def test_pictures_are_files_that_are_not_blank(tmp_path):
