@@ -91,7 +91,8 @@ def read_model(model, opts, device):
     cfg = load_config(config, [*opts, *(["MODEL.WEIGHTS", checkpoint] if checkpoint else [])])
     label = Path(config).stem
     if checkpoint:
-        label = f"{Path(checkpoint).parent.name if label == 'config' else label}, {Path(checkpoint).stem}"
+        folder = "/".join(Path(checkpoint).absolute().parent.parts[-2:])
+        label = f"{folder if label == 'config' else label}, {Path(checkpoint).stem}"
     return label, cfg
 
 

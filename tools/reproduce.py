@@ -41,7 +41,11 @@ def parse_args(argv):
         "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
     )
     parser.add_argument(
-        "--seeds", nargs="+", default=["1"], metavar="N", help="how many, from 1 on; or several: which"
+        "--seeds",
+        nargs="+",
+        default=["1"],
+        metavar="N",
+        help="how many, from 1 on; or several: which (3 3: the third alone)",
     )
     parser.add_argument(
         "--jobs",
@@ -62,7 +66,9 @@ def parse_args(argv):
         seeds = [int(seed) for seed in args.seeds]
     except ValueError:
         parser.error(f"--seeds must be whole numbers, got {' '.join(args.seeds)}")
-    args.seeds = range(1, seeds[0] + 1) if len(seeds) == 1 else seeds
+    if min(seeds) < 1:
+        parser.error(f"--seeds must be at least 1, got {' '.join(args.seeds)}")
+    args.seeds = range(1, seeds[0] + 1) if len(seeds) == 1 else list(dict.fromkeys(seeds))
     return args
 
 
@@ -92,7 +98,9 @@ def main(argv=None):
             if not isinstance(job.run, str):
                 print(*(command_text(command) for command in job.commands()), sep="\n")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):  # they end the runs as Ctrl-C does
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     budget = None if args.time_budget is None else 60 * args.time_budget
     runner = Runner(jobs, parallel=args.jobs, budget=budget, force=args.force)
     good = runner.run()

@@ -46,7 +46,8 @@ class Arm:
         medium, small (Run or str): the same at these scales.
         starts_from (str): name of the arm whose backbone it starts from; "" for none.
         same_as (str): name of the arm whose result is this one's, too, at full scale; "" for none.
-        weights (str): checkpoint under the data set root that is taken in place of that arm, if it is there.
+        weights (str): checkpoint under the data set root that is taken in place of that arm, if it and
+            `counterpart_weights`, that of the arm it is compared with, are there: equal starts or none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Arm:
     small: Run | str
     starts_from: str = ""
     weights: str = ""
+    counterpart_weights: str = ""
     same_as: str = ""
 
 

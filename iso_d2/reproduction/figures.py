@@ -42,7 +42,7 @@ def write_figures(root, records):
                 continue
             try:
                 figure = draw(Path(root), trained, scale, by_arm)
-            except (FileNotFoundError, ValueError) as error:
+            except (KeyError, OSError, RuntimeError, ValueError) as error:
                 notes.append(f"no new pictures of {table} at {scale} scale: {error}")
                 continue
             drawn.append(save(figure, folder / f"reproduction_samples_{table}_{scale}.png"))

@@ -1,5 +1,6 @@
 """One arm with one seed: its commands, its folders and how far it is."""
 
+import json
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ class Job:
         if not self.arm.starts_from:
             return ""
         own = dataset_root() / self.arm.weights
-        if own.is_file():
+        if own.is_file() and (dataset_root() / (self.arm.counterpart_weights or self.arm.weights)).is_file():
             return str(own)
         other = Path("output", "reproduce", self.scale, self.arm.starts_from, f"seed{self.seed}")
         return str(other / BACKBONE_FILE)
@@ -104,7 +105,20 @@ class Job:
     def iteration(self):
         """int: iterations that are written in its metrics.json; 0 if there is none."""
         path = self.root / self.folder / "metrics.json"
-        return max((line["iteration"] + 1 for line in read_metrics(path)), default=0)
+        # of training steps: the last evaluation is written one iteration further on
+        steps = [line["iteration"] for line in read_metrics(path) if "total_loss" in line]
+        return max(steps, default=-1) + 1
+
+    def outdated(self):
+        """str: why its record, which must be there, is none of this job; "" if it is."""
+        try:
+            record = json.loads(self.result_file.read_text())
+            made = record["config"], record["options"]
+        except (KeyError, TypeError, ValueError):
+            return f"{self.result_file.name} is damaged"
+        if made != (self.run.config, list(self.run.options)):
+            return f"{self.result_file.name} is of another configuration"
+        return ""
 
     def obstacle(self):
         """str: why it cannot be run now; "" if it can."""
@@ -113,15 +127,15 @@ class Job:
         reason = missing(self.arm.needs)
         if not reason and self.start and not (self.root / self.start).is_file():
             reason = (
-                f"it starts from {self.arm.starts_from}, which is not done, or from a file of your own, "
-                f"{self.arm.weights} in {dataset_root().absolute()}"
+                f"it starts from {self.arm.starts_from}, whose weights are not here, or from a file of your "
+                f"own, {self.arm.weights} in {dataset_root().absolute()}"
             )
         return reason
 
     def state(self):
         """str: how far it is, in words."""
-        if self.result_file.is_file():
-            return "done"
+        if self.result_file.is_file() and not isinstance(self.run, str):
+            return self.outdated() or "done"
         if obstacle := self.obstacle():
             return obstacle
         iteration = self.iteration()

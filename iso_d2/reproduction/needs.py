@@ -16,7 +16,14 @@ def missing(needs):
     Returns:
         str: sentences; "" if nothing is missing.
     """
-    return " ".join(filter(None, (NEEDS[need]() for need in needs)))
+    return " ".join(filter(None, map(_missing, needs)))
+
+
+def _missing(need):
+    try:
+        return NEEDS[need]()
+    except (OSError, ValueError) as error:  # there, but damaged
+        return f"{need}: {error}"
 
 
 def _where():

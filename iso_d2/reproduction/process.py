@@ -1,6 +1,7 @@
 """The processes of one job, what they use and what they leave behind."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,12 +20,22 @@ class Process:
     Args:
         job (Job): what to run.
         parallel (int): how many jobs share the CPU cores.
+
+    Raises:
+        BlockingIOError: another runner, or a training that has outlived its own, works in the job's folder.
     """
 
     def __init__(self, job, parallel):
         self.job = job
         self.folder = job.root / job.folder
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Inherited by the training, which holds it as long as it lives
+        self._lock = os.open(self.folder / "lock", os.O_WRONLY | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise
         self.commands = job.commands()
         self.environment = dict(os.environ, PYTHONUNBUFFERED="1", NO_ALBUMENTATIONS_UPDATE="1")
         cores = len(os.sched_getaffinity(0))
@@ -57,6 +68,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                pass_fds=(self._lock,),
             )
         return True
 
@@ -67,6 +79,10 @@ class Process:
 
     def wait(self):
         self._process.wait()
+
+    def close(self):
+        """Leave the folder to others."""
+        os.close(self._lock)
 
     def signal(self, number):
         with contextlib.suppress(ProcessLookupError):
@@ -88,9 +104,15 @@ class Process:
         return (errors or lines or [f"exit code {code}"])[-1]
 
     def account(self):
-        """Add this part to ``parts.json``: seconds, peak memory, commit, iterations."""
+        """Add this part to ``parts.json``: seconds, peak memory, commit, iterations.
+
+        What is damaged there, or cannot be written to a full disk, is lost: no reason to stop others.
+        """
         path = self.folder / "parts.json"
-        parts = json.loads(path.read_text()) if path.is_file() else []
+        try:
+            parts = json.loads(path.read_text())
+        except (OSError, ValueError):
+            parts = []
         part = {
             **self.state,
             "seconds": round(time.monotonic() - self.started, 1),
@@ -99,7 +121,8 @@ class Process:
             "from_iteration": self.first_iteration,
             "to_iteration": self.job.iteration(),
         }
-        write_atomically(path, json.dumps([*parts, part], indent=1))
+        with contextlib.suppress(OSError):
+            write_atomically(path, json.dumps([*parts, part], indent=1))
 
     def _measure(self):
         with contextlib.suppress(OSError), open(f"/proc/{self._process.pid}/status") as status:

@@ -68,10 +68,12 @@ class Progress:
                 f"{clock_text(self.remaining(job))} left"
             )
         rest = [self.remaining(job) for job in self.jobs if job.name not in self._ended]
-        left = None if None in rest else max([sum(rest) / self.parallel, *rest], default=0.0)
+        known = [seconds for seconds in rest if seconds is not None]
+        left = max(sum(known) / self.parallel, *known) if known else None if rest else 0.0
+        more = "more than " if known and None in rest else ""
         parts.append(
             f"all: {len(self._ended)} of {len(self.jobs)} ended, {clock_text(self.clock() - self.begin)}, "
-            f"{clock_text(left)} left"
+            f"{more}{clock_text(left)} left"
         )
         return " | ".join(parts)
 

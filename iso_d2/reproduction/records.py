@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -26,6 +27,9 @@ TASKS = ("classification", "segmentation", "bbox")
 SETTINGS = ("smooth", "threshold", "largest_component")
 # Values of a metrics.json that a curve keeps
 CURVE_KEYS = re.compile(r"loss|total_loss|lr$|ortho/total$")
+
+
+logger = logging.getLogger(__name__)
 
 
 def write_record(job, diverged=None):
@@ -181,11 +185,14 @@ def git_state(root):
 
 
 def read_records(root, scale):
-    """dict[str, list[dict]]: arm -> its records at a scale, by seed."""
+    """dict[str, list[dict]]: arm -> its records at a scale, by seed; a damaged one is named and left out."""
     found = {}
     for path in sorted((root / "results" / "reproduction" / scale).glob("*.json")):
-        record = json.loads(path.read_text())
-        found.setdefault(record["arm"], []).append(record)
+        try:
+            record = json.loads(path.read_text())
+            found.setdefault(record["arm"], []).append(record)
+        except (KeyError, TypeError, ValueError):
+            logger.error("%s is damaged and left out: run its arm again", path)
     return {name: sorted(records, key=lambda record: record["seed"]) for name, records in found.items()}
 
 

@@ -18,7 +18,11 @@ from .weights import write_backbone
 
 # Seconds between two looks at the processes, and that a process has to end after SIGTERM
 POLL, GRACE = 1.0, 10.0
-DIVERGED = re.compile(r"FloatingPointError: Loss became infinite or NaN at iteration=(\d+)")
+# Of the training loop, and of a detector whose weights are not finite any more
+DIVERGED = re.compile(
+    r"FloatingPointError: (?:Loss became infinite or NaN at iteration=(\d+)"
+    r"|Predicted boxes or scores contain Inf/NaN)"
+)
 
 
 class Runner:
@@ -28,7 +32,7 @@ class Runner:
         jobs (sequence of Job): in their order.
         parallel (int): how many side by side.
         budget (float or None): seconds from the start after which everything is stopped; None: no end.
-        force (bool): run those again that have a result.
+        force (bool): run those again that have a result; it is set aside at once.
         say (callable): takes each line of the progress.
         record (callable): as :func:`.records.write_record`.
     """
@@ -71,7 +75,8 @@ class Runner:
         finally:
             self._stop_all()
         if self.stopped:
-            self.say(f"Stopped: {self.stopped}. The same command goes on where it was.")
+            without = " without --force" if self.force else ""
+            self.say(f"Stopped: {self.stopped}. The same command{without} goes on where it was.")
         return not self.failed
 
     def _choose(self):
@@ -79,13 +84,27 @@ class Runner:
         waiting = []
         starts = {job.arm.name for job in self.jobs}
         for job in self.jobs:
-            if job.result_file.is_file() and not self.force:
+            if self._is_done(job):
                 self.say(f"{job.name}: done already ({job.result_file.relative_to(job.root)})")
             elif isinstance(job.run, str) or (job.obstacle() and job.arm.starts_from not in starts):
                 self._skip(job)
             else:
                 waiting.append(job)
+                if job.result_file.is_file() and (self.force or job.outdated()):
+                    _set_aside(job)
         return waiting
+
+    def _is_done(self, job):
+        """Whether its record is of this configuration and whoever starts from it has its weights."""
+        if self.force or isinstance(job.run, str) or not job.result_file.is_file():
+            return False
+        if why := job.outdated():
+            self.say(f"{job.name}: {why}: it is run again")
+            return False
+        if job.arm.table == PRETRAINING and not (job.root / job.folder / BACKBONE_FILE).is_file():
+            followers = [other for other in self.jobs if other.arm.starts_from == job.arm.name]
+            return all(other.result_file.is_file() for other in followers if other.seed == job.seed)
+        return True
 
     def _next(self, waiting):
         """The first that does not start from what is still to come; None if there is none."""
@@ -101,9 +120,12 @@ class Runner:
             self._skip(job)
             progress.ended(job)
             return
-        if self.force and (job.root / job.folder).is_dir():
-            _set_aside(job.root / job.folder)
-        process = Process(job, self.parallel)
+        try:
+            process = Process(job, self.parallel)
+        except BlockingIOError:
+            self._fail(job, f"another process works in {job.folder}")
+            progress.ended(job)
+            return
         self._active.append(process)
         progress.started(job)
         self.say(f"{job.name}: {command_text(process.command)}")
@@ -111,26 +133,26 @@ class Runner:
     def _look_at(self, process, progress):
         if process.is_running():
             return
-        self._active.remove(process)
         job = process.job
         process.account()
         error = process.error()
         if not error and process.start_next():
-            self._active.append(process)
             return
+        self._active.remove(process)
+        process.close()
         progress.ended(job)
         diverged = DIVERGED.search(error)
         if error and not diverged:
             self._fail(job, f"{error} (all of it: {job.folder / 'console.txt'})")
         else:
-            self._record(job, int(diverged[1]) if diverged else None)
+            self._record(job, int(diverged[1] or job.iteration()) if diverged else None)
 
     def _record(self, job, diverged):
         try:
-            self.record(job, diverged=diverged)
             if job.arm.table == PRETRAINING and diverged is None:
                 folder = job.root / job.folder
                 write_backbone(folder / "model_final.pth", folder / BACKBONE_FILE)
+            self.record(job, diverged=diverged)
         except (KeyError, OSError, ValueError) as problem:
             self._fail(job, f"no record: {type(problem).__name__}: {problem}")
             return
@@ -152,11 +174,17 @@ class Runner:
             process.signal(signal.SIGKILL)
             process.wait()
             process.account()
+            process.close()
         self._active = []
 
 
-def _set_aside(folder):
-    number = 1
+def _set_aside(job):
+    """Keep what an earlier run has left, its record too, in a folder of its own beside the new one."""
+    folder, number = job.root / job.folder, 1
     while (target := folder.with_name(f"{folder.name}.before{number}")).exists():
         number += 1
-    folder.rename(target)
+    if folder.is_dir():
+        folder.rename(target)
+    else:
+        target.mkdir(parents=True)
+    job.result_file.rename(target / "record.json")

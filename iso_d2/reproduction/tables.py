@@ -169,7 +169,8 @@ def setups(arms, scales, records):
         found = {}
         for arm in arms:
             for record in records_of(arm, scale, records):
-                found.setdefault(record["setup"], set()).add(record["net"])
+                start = record["starts_from"] and f" from {record['starts_from']}"
+                found.setdefault(record["setup"], set()).add(record["net"] + start)
         for setup, nets in found.items():
             lines.append(f"- {scale.capitalize()}: {', '.join(sorted(nets))}: {setup}.")
     return lines
@@ -182,7 +183,7 @@ def missing_lines(arms, records):
         reasons = {}
         for arm in arms:
             run = getattr(arm, scale)
-            if not records_of(arm, scale, records):
+            if not records_of(arm, scale, records) and not (arm.same_as and scale == "full"):
                 reason = "no result yet" if isinstance(run, Run) else run
                 reasons.setdefault(reason, []).append(arm.label)
         for reason, names in reasons.items():
@@ -203,7 +204,10 @@ def pictures(root, table):
 
 
 def _has_values(table, arms, records, metric, source):
-    return any(cell(table, arm, records, metric, source) for arm in arms)
+    if source == "report":
+        return any(cell(table, arm, records, metric, source) for arm in arms)
+    found = [record for arm in arms for record in records_of(arm, source, records)]
+    return any(value_of(record, metric) is not None for record in found)
 
 
 def _row(cells):

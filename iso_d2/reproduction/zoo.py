@@ -45,7 +45,7 @@ def write_zoo(root, records):
             lines += [
                 f"## Scale {scale}",
                 "",
-                f"    python tools/reproduce.py all --scale {scale} --arms RUN",
+                f"    python tools/reproduce.py all --scale {scale} --force --arms RUN --seeds 1",
                 "",
             ]
             lines += [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, rows), ""]

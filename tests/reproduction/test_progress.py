@@ -64,8 +64,10 @@ def test_side_by_side_the_rest_takes_its_share_of_the_time_but_no_less_than_the_
 def test_unknown_times_are_no_numbers(clock):
     first, second = ToyJob("a", None), ToyJob("b", None, group="mri")
     progress = Progress([first, second], 1, print, clock)
-    assert progress.line([]).endswith("? left")
+    assert progress.line([]).endswith("0:00:00, ? left")
     progress.started(first)
+    clock.now, first.done = 25.0, 50
+    assert progress.line([first]).endswith("0:00:25, more than 0:00:25 left")
     clock.now, first.done = 50.0, 100
     progress.ended(first)
     assert progress.remaining(second) is None

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from toy_jobs import toy_job, toy_repository
 
 from iso_d2.reproduction import runner as runner_module
 from iso_d2.reproduction.files import write_atomically
+from iso_d2.reproduction.process import Process
 from iso_d2.reproduction.runner import Runner
 
 
@@ -23,7 +25,8 @@ def run(jobs, **arguments):
 
     def record(job, diverged):
         records.append((job.arm.name, diverged))
-        write_atomically(job.result_file, "{}")
+        content = {"config": job.run.config, "options": list(job.run.options)}
+        write_atomically(job.result_file, json.dumps(content))
 
     runner = Runner(jobs, say=said.append, record=record, **arguments)
     runner.good = runner.run()
@@ -61,6 +64,55 @@ def test_what_has_a_result_is_skipped_unless_forced(root):
     assert forced.records == [("a", None)]
     assert lines(job) == list(range(10))  # from the beginning, not after the old ones
     assert (root / "output/reproduce/small/a/seed1.before1/metrics.json").is_file()
+    assert (root / "output/reproduce/small/a/seed1.before1/record.json").is_file()
+
+
+def test_a_forced_run_that_was_stopped_goes_on_without_force(root):
+    job, other = toy_job(root, "a", "slow"), toy_job(root, "b")
+    run([job, other])
+    stopped = run([job, other], force=True, budget=1.2)
+    done = len(lines(job))
+    assert 0 < done < 10 and "The same command without --force goes on" in stopped.said
+    assert run([job, other]).records == [("a", None), ("b", None)]
+    assert [part["from_iteration"] for part in parts(job)] == [0, done]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"config": "configs/toy.yaml", "options": ["DO", "other"]}', "is of another configuration"),
+        ('{"config": "configs/t', "is damaged"),
+        ("[]", "is damaged"),
+    ],
+)
+def test_a_record_of_something_else_is_no_result(root, content, why):
+    job = toy_job(root, "a")
+    write_atomically(job.result_file, content)
+    runner = run([job])
+    assert f"a-seed1.json {why}: it is run again" in runner.said
+    assert runner.records == [("a", None)]
+    assert (root / "output/reproduce/small/a/seed1.before1/record.json").read_text() == content
+
+
+def test_two_runners_do_not_train_in_one_folder(root):
+    job = toy_job(root, "a", "slow")
+    process = Process(job, 1)
+    try:
+        runner = run([job, toy_job(root, "b")])
+    finally:
+        process.signal(signal.SIGKILL)
+        process.wait()
+    assert runner.failed == {"a seed 1": "another process works in output/reproduce/small/a/seed1"}
+    assert runner.records == [("b", None)]
+    process.close()
+    assert run([job]).records == [("a", None)]
+
+
+def test_damaged_accounts_stop_nobody(root):
+    job = toy_job(root, "a")
+    write_atomically(root / job.folder / "parts.json", '[{"seconds": 1')
+    assert run([job, toy_job(root, "b")]).records == [("a", None), ("b", None)]
+    assert len(parts(job)) == 1
 
 
 def test_a_budget_stops_and_the_next_call_goes_on(root):
@@ -90,6 +142,8 @@ def test_a_stop_ends_the_processes_of_a_training_too(root):
 def test_divergence_is_a_result(root):
     runner = run([toy_job(root, "a", "diverge")])
     assert runner.good and runner.records == [("a", 7)]
+    # a detector says it in other words and without the iteration
+    assert run([toy_job(root, "b", "explode")]).records == [("b", 10)]
 
 
 def test_missing_data_and_arms_that_a_scale_lacks_are_named(root, monkeypatch):
@@ -141,8 +195,39 @@ def test_an_arm_whose_start_failed_is_skipped(root):
     start = toy_job(root, "start", "fail", table="pretraining")
     follower = toy_job(root, "follower", starts_from="start", weights="none.pth")
     runner = run([start, follower])
-    assert "it starts from start, which is not done" in runner.skipped["follower seed 1"]
+    assert "it starts from start, whose weights are not here" in runner.skipped["follower seed 1"]
     assert runner.records == []
+
+
+def test_a_start_that_has_lost_its_weights_is_trained_again_if_it_is_needed(root, monkeypatch):
+    monkeypatch.setattr(runner_module, "write_backbone", lambda source, to: to.touch())
+    start = toy_job(root, "start", table="pretraining")
+    follower = toy_job(root, "follower", starts_from="start", weights="none.pth")
+    run([start])
+    (root / start.folder / "backbone.pth").unlink()
+    assert run([start]).records == []  # nobody needs them
+    assert run([start, follower]).records == [("start", None), ("follower", None)]
+    (root / start.folder / "backbone.pth").unlink()
+    assert run([start, follower]).records == []
+
+
+def test_own_weights_count_only_with_those_of_the_counterpart(root, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    job = toy_job(root, "a", starts_from="start", weights="a.pth", counterpart_weights="b.pth")
+    (root / "a.pth").touch()
+    assert job.start == "output/reproduce/small/start/seed1/backbone.pth"
+    (root / "b.pth").touch()
+    assert job.start == str(root / "a.pth")
+
+
+def test_a_damaged_data_set_is_named(root, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    for split in ("train1000", "test55"):
+        name = f"coco/annotations/instances_person_bicycle_car_{split}.json"
+        write_atomically(root / name, '{"images": [')
+    runner = run([toy_job(root, "a", needs=("coco",)), toy_job(root, "b")])
+    assert "instances_person_bicycle_car_train1000.json" in runner.skipped["a seed 1"]
+    assert runner.records == [("b", None)]
 
 
 def test_old_checkpoints_go_but_for_two(root):

@@ -16,6 +16,7 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
         "table": table,
         "setup": "depth 20, 2 epochs",
         "seed": seed,
+        "starts_from": "",
         "config": "configs/cifar/risonet18_cifar10.yaml",
         "commits": ["abc1234"],
         "uncommitted_changes": False,

@@ -45,6 +45,7 @@ def test_one_number_of_seeds_is_how_many_several_are_which(tool):
     assert list(tool.parse_args(["all"]).seeds) == [1]
     assert list(tool.parse_args(["all", "--seeds", "3"]).seeds) == [1, 2, 3]
     assert list(tool.parse_args(["all", "--seeds", "3", "7"]).seeds) == [3, 7]
+    assert list(tool.parse_args(["all", "--seeds", "3", "3"]).seeds) == [3]
 
 
 def test_in_small_two_run_side_by_side(tool):
@@ -58,6 +59,7 @@ def test_in_small_two_run_side_by_side(tool):
     [
         (["all", "--arms", "nothing*"], "no arm is named nothing*"),
         (["all", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["all", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["all", "--seeds", "1", "two"], "--seeds must be whole numbers, got 1 two"),
     ],
 )
