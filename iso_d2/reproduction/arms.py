@@ -3,7 +3,7 @@
 Report: "Deep Isometric Learning for Visual Recognition", project report, IE663, 2021.
 """
 
-from .cifar_arms import ablation_arms, isonet_arms, resnet_arms
+from .cifar_arms import ablation_arms, crop_arms, isonet_arms, resnet_arms
 from .coco_arms import batch_arms, norm_arms, pretrained_arms, report_arms
 from .mri_arms import mri_arms
 
@@ -17,9 +17,11 @@ ARMS = [
     *isonet_arms(10, "3e-4"),
     *isonet_arms(100, "3e-4"),
     *ablation_arms(),
+    *crop_arms(10),
+    *crop_arms(100),
     *resnet_arms(10),
     *resnet_arms(100),
-    *mri_arms("image", "unet-relu"),
+    *mri_arms("image", "isounet-delta", "unet-relu"),
     *mri_arms("patient", "unet-relu"),
     *norm_arms(),
     *batch_arms(1),

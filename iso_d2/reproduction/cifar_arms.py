@@ -72,6 +72,21 @@ def isonet_arms(number, gamma):
         )
 
 
+def crop_arms(number):
+    """R-ISONet and ISONet with the padded crop of the paper's code, which the report does not mention."""
+    for net, family in (("risonet", "R-ISONet"), ("isonet", "ISONet")):
+        config = f"configs/cifar/{net}18_cifar{number}_crop.yaml"
+        yield Arm(
+            name=f"cifar{number}-{net}-crop",
+            group="cifar",
+            table=f"cifar{number}",
+            label=f"{family}, gamma 1e-4, padded crop",
+            needs=(f"cifar{number}",),
+            full=full_cifar(f"{family}-18, padded crop", config),
+            **LEFT_OUT,
+        )
+
+
 def resnet_arms(number):
     """ResNets on CIFAR-`number` with batch norm, and with ReLU alone."""
     for norm, words, suffix in (("bn", "batch norm", ""), ("nonorm", "ReLU, no norm", "_nonorm")):

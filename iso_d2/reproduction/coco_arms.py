@@ -58,7 +58,7 @@ def short_runs(net, batch):
 
 
 def full_coco(net, config, *changes, batch=8, passes=36):
-    """At batch 8 the schedule of Base-Detection.yaml; else the same in proportion."""
+    """At batch 8 the schedule of Base-Detection.yaml; else in proportion, with its 500 steps of warm-up."""
     iterations = passes * 1000 // batch
     schedule = (
         options(
@@ -195,4 +195,5 @@ def pretrained_arms():
             full_coco(f"{family}-50 FPN{words}", config),
             starts_from=f"pretrain-cifar100-{key}",
             weights=f"pretrained/{key}50_imagenet.pth",
+            counterpart_weights=f"pretrained/{'resnet' if key == 'risonet' else 'risonet'}50_imagenet.pth",
         )

@@ -4,10 +4,12 @@ from .arm import CPU_COMMON, LEFT_OUT, Arm, Run, options
 
 # Lengths on a CPU
 MRI_EPOCHS = {"medium": 10, "small": 4}
+# Key -> label, config, seconds of an iteration on a CPU, changes
 UNETS = {
-    "isounet": ("ISO-UNet", "isounet", 0.19),
-    "unet-bn": ("UNet, batch norm", "unet", 0.2),
-    "unet-relu": ("UNet, ReLU, no norm", "unet_nonorm", 0.18),
+    "isounet": ("ISO-UNet", "isounet", 0.19, ()),
+    "isounet-delta": ("ISO-UNet, all kernels delta", "isounet", 0.19, options(MODEL__UNET__INIT="delta")),
+    "unet-bn": ("UNet, batch norm", "unet", 0.2, ()),
+    "unet-relu": ("UNet, ReLU, no norm", "unet_nonorm", 0.18, ()),
 }
 
 
@@ -16,12 +18,12 @@ def mri_arms(split, *keys):
     return [_mri_arm(split, *UNETS[key], key) for key in keys]
 
 
-def _mri_arm(split, label, config, seconds, key):
+def _mri_arm(split, label, config, seconds, changes, key):
     split_option = options(DATASETS__LGG_SPLIT=split)
     full = Run(
         net=label,
         config=f"configs/{config}_lgg.yaml",
-        options=(*split_option, *options(SOLVER__CHECKPOINT_PERIOD=500)),
+        options=(*split_option, *options(SOLVER__CHECKPOINT_PERIOD=500), *changes),
         setup="64 to 1024 channels, 224x224, 50 epochs of batch 20, Dice, rate halved after 5, 15, ... 45",
     )
     short = {

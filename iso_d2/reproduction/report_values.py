@@ -87,7 +87,8 @@ def _cifar(number):
         metrics=(accuracy, Metric("training top-1 (%)", f"cifar{number}_train", "top1")),
         report=CIFAR[number],
         differences="The report names neither depth nor width nor batch size, and no warm-up; it has no "
-        "ResNet. Training accuracy is measured on the training images without flips, after "
+        "ResNet. Here residual scales learn at a tenth of the rate and thresholds have no weight decay, "
+        "as in the paper's code. Training accuracy is measured on the training images without flips, after "
         "the training; how the report measured its own it does not say.",
         curve=accuracy,
     )
@@ -108,8 +109,10 @@ def _mri(split):
     common = (
         other + "The report trains its ISO-UNet for 50 epochs and takes its UNet, trained for 150, from "
         "another's notebook; here all have the same schedule. It gives no smoothing of its Dice "
-        "loss (here eps 1 in numerator and denominator) and clips no gradients (here at norm 1). "
-        "It has no UNet without norm."
+        "loss (here eps 1 in numerator and denominator) and clips no gradients (here at norm 1). All its "
+        "ISO-UNet's kernels start as delta kernels, by which all but three channels stay 0 for good; here "
+        "those that change the width start as semi-orthogonal ones. The penalty is the exact form, not "
+        "eq. (5) and (6). It has no UNet without norm."
     )
     title = f"Brain MRI, {split} split ({words})"
     dice = Metric("volume Dice, mean of patients (%)", "lgg_val", "volume_dice_mean")
@@ -169,7 +172,8 @@ TABLES = [
         COCO_SCRATCH,
         "The report's 1,000 and 55 images are not named, so these are others. Its R-ISONet has no FPN and "
         "its ResNet has one, so its pair differs in two things; with FPN in both one remains. Its "
-        "schedule is not given. With 55 images the spread between seeds is large.",
+        "schedule is not given; images are flipped at random and gradients clipped at norm 10, which it does "
+        "not mention. With 55 images the spread between seeds is large.",
     ),
     _coco(
         "coco-pretrained",

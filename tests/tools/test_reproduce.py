@@ -14,7 +14,7 @@ def no_data(monkeypatch, tmp_path):
 def test_list_says_how_far_each_arm_is(tool, no_data, capsys):
     assert tool.main(["mri", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert any(line.startswith("mri-patient-isounet seed 1") for line in lines)
     left_out = next(line for line in lines if line.startswith("mri-image-unet-bn seed 1"))
     assert "left out, for time" in left_out or "done" in left_out
