@@ -1,12 +1,16 @@
-"""Inference of R-ISONet, as it is and folded, against the frozen-BN ResNet."""
+"""Inference of R-ISONet and of ResNets, each as it is and folded."""
 
 import copy
 
 import torch
+from detectron2.layers import Conv2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..modeling import fold_scales_
 from .networks import isonet, norms, resnet
 from .options import DTYPES
+from .penalty import tf32
 from .report import Table
 from .step import ratio_rows
 from .timing import compare
@@ -15,36 +19,67 @@ from .timing import compare
 TOLERANCE = 1e-5
 
 
-def fold_difference(net, images):
-    """How far folding the scales moves the features, relative to the largest one.
+def fold_norms_(net):
+    """Multiply the batch norms of Detectron2's convolutions into their weights and biases, in place.
 
     Args:
-        net (ISONet): it is left as it is.
-        images (Tensor): (N, 3, H, W).
+        net (nn.Module): in evaluation; one of another norm is left as it is.
 
     Returns:
-        float
+        nn.Module: `net`.
     """
-    with torch.no_grad():
-        before = list(net(images).values())[-1]
-        after = list(fold_scales_(copy.deepcopy(net))(images).values())[-1]
-    return ((after - before).abs().max() / before.abs().max()).item()
+    for conv in net.modules():
+        if isinstance(conv, Conv2d) and isinstance(conv.norm, nn.BatchNorm2d):
+            norm = conv.norm
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            conv.norm = None
+    return net
+
+
+def folded(net, fold, images):
+    """A folded copy of a net, and how far folding moves the features, relative to the largest one.
+
+    Args:
+        net (nn.Module): a backbone in evaluation; it is left as it is.
+        fold (callable): `fold_scales_` or `fold_norms_`.
+        images (Tensor): (N, 3, H, W), float32.
+
+    Returns:
+        tuple[nn.Module, float]
+
+    Raises:
+        RuntimeError: that is more than TOLERANCE.
+    """
+    copied = fold(copy.deepcopy(net))
+    # TF32 would round other weights to other values
+    with torch.no_grad(), tf32(False):
+        before, after = (list(some(images).values())[-1] for some in (net, copied))
+    difference = ((after - before).abs().max() / before.abs().max()).item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"folding moves the features by {difference:.1e}, more than {TOLERANCE}")
+    return copied, difference
 
 
 def measure_inference(options, seconds):
     """The part "inference": list[Table].
 
     Raises:
-        RuntimeError: the folded net gives other features.
+        RuntimeError: a folded net gives other features.
     """
     images = options.images()
     iso = isonet(options).eval()
-    difference = fold_difference(iso, images)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(f"folding moves the features by {difference:.1e}, more than {TOLERANCE}")
-    folded = f"R-ISONet-{options.depth} folded"
-    nets = {folded: fold_scales_(copy.deepcopy(iso)), f"R-ISONet-{options.depth}": iso}
-    nets |= {f"ResNet-{options.depth} {norm}": resnet(options, norm).eval() for norm in norms(options)}
+    resnets = {norm: resnet(options, norm) for norm in norms(options)}
+    with torch.no_grad():
+        resnets["BN"](images)  # in training: moves the statistics off 0 and 1, which would fold to little
+    resnets = {norm: net.eval() for norm, net in resnets.items()}
+    iso_folded, difference = folded(iso, fold_scales_, images)
+    bn_folded, bn_difference = folded(resnets["BN"], fold_norms_, images)
+    ours = f"R-ISONet-{options.depth} folded"
+    nets = {ours: iso_folded, f"R-ISONet-{options.depth}": iso}
+    nets[f"ResNet-{options.depth} BN folded"] = bn_folded
+    nets |= {f"ResNet-{options.depth} {norm}": net for norm, net in resnets.items()}
     dtype = DTYPES[options.dtype]
     images = images.to(dtype)
 
@@ -59,10 +94,13 @@ def measure_inference(options, seconds):
 
     cases = {name: inference(net) for name, net in nets.items()}
     measured = compare(cases, options.repeats, seconds, options.device)
-    rows = ratio_rows(measured, folded, {"ResNet-50 FrozenBN": 1.0})
+    rows = ratio_rows(measured, ours, {"ResNet-50 FrozenBN": 1.0})
     for row in rows:
         row["images / s"] = 1000 * options.batch / row["ms"]["median"]
     size = "x".join(map(str, images.shape))
     layout = ", channels last" if options.channels_last else ""
-    title = f"Inference, {size} {options.dtype}{layout}; folding moves the features by {difference:.0e}"
+    title = (
+        f"Inference, {size} {options.dtype}{layout}; folding moves the features by {difference:.0e}, "
+        f"that of batch norms by {bn_difference:.0e}"
+    )
     return [Table(title, rows)]

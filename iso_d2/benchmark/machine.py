@@ -1,4 +1,4 @@
-"""What the machine can do at best, and the times below which the penalty and a step cannot fall."""
+"""What the machine can do at best, and the times below which float32 products keep the penalty and a step."""
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -38,7 +38,7 @@ def measure_machine(options, seconds):
     ]
     return [
         Table(f"What the machine does at best, n = {measured.n}", rates),
-        Table("Floors at that rate of products", _floors(options, rate["median"])),
+        Table("Floors at that rate of products, for products in float32", _floors(options, rate["median"])),
     ]
 
 

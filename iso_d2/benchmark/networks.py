@@ -235,6 +235,10 @@ def load_model(config, options, opts=()):
 def add_penalty(model, cfg):
     """Let a model return the penalty of its config with its losses, as the trainer does, at every step.
 
+    Args:
+        model (nn.Module): under DistributedDataParallel, each process gets its share of the layers.
+        cfg (CfgNode): ISO.ORTHO is read.
+
     Returns:
         OrthogonalityLossHook: its ``after_train`` takes the penalty off again.
     """

@@ -24,8 +24,9 @@ class Options:
 
     Args:
         device (str): "cpu" or "cuda".
-        dtype (str): "float32"; "bfloat16" and "float16" are mixed precision in training (autocast, as in the
-            trainer) and the type of weights and images in inference.
+        dtype (str): "float32"; "bfloat16" and "float16" are mixed precision in training (autocast, without
+            the scaling of the loss that the trainer adds for float16) and the type of weights and images in
+            inference.
         channels_last (bool): memory format of images and networks.
         batch (int or None): images a step of classifiers; None: 4 on a CPU, 64 on a GPU.
         size (tuple[int, int]): their height and width.

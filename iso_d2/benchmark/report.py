@@ -67,8 +67,9 @@ def _ran_on(part):
     context, options = part["context"], part["options"]
     versions = ", ".join(f"{name} {version}" for name, version in context["versions"].items())
     machine = f"{context['processor']}, {context['cores']} cores, {context['threads']} threads"
+    # a machine with a GPU can measure its CPU, too
     return (
-        f"{context.get('gpu', machine)}; {options['dtype']}"
+        f"{context['gpu'] if options['device'] == 'cuda' else machine}; {options['dtype']}"
         f"{', channels last' if options['channels_last'] else ''}; {versions}; "
         f"commit {context['commit'][:8]}; {context['date'][:10]}; {part['seconds']:.0f} s."
     )

@@ -9,14 +9,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from detectron2.engine import launch
+from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 from torch import nn
 
 from ..engine.setup import load_config
 from .networks import add_penalty, isonet, penalised_convs, resnet, training_step
 from .options import ROOT
-from .penalty import by_iso_d2, by_paper, width_convs
+from .penalty import by_iso_d2, by_paper, tf32, width_convs
 from .report import Table
 from .timing import compare, quartiles
 
@@ -52,7 +52,7 @@ def sweeps(options):
     return {
         "depth": {depth: lambda depth=depth: _at_depth(options, depth) for depth in depths},
         "width of a 3x3 convolution": {
-            width: lambda convs=convs: {PAPER: by_paper(convs), OURS: by_iso_d2(convs)}
+            width: lambda convs=convs: _penalties(convs)
             for width, convs in width_convs(options, WIDTHS).items()
         },
         "images a step": {batch: lambda batch=batch: _steps(options, batch=batch) for batch in batches},
@@ -73,7 +73,12 @@ def _steps(options, depth=None, **changes):
 
 def _at_depth(options, depth):
     convs = penalised_convs(isonet(options, depth))
-    return {**_steps(options, depth), PAPER: by_paper(convs), OURS: by_iso_d2(convs)}
+    return {**_steps(options, depth), **_penalties(convs)}
+
+
+def _penalties(convs):
+    """Both forms in float32 throughout, on a GPU too, whatever the steps beside them are allowed."""
+    return {PAPER: tf32(False)(by_paper(convs)), OURS: tf32(False)(by_iso_d2(convs))}
 
 
 def measure_scaling(options, seconds, figure=None, chosen=None):
@@ -99,11 +104,12 @@ def measure_scaling(options, seconds, figure=None, chosen=None):
                 medians[axis].setdefault(name, {})[value] = row[f"{name}, ms"]["median"]
             rows.append(row)
         tables.append(Table(f"Growth with {axis}{_exponents(medians[axis])}", rows))
-    if options.device == "cpu" or torch.cuda.device_count() > 1:
-        axis, name = "processes", f"{OURS}, share of a process"
+    if can_launch_two(options.device):
+        axis, name = "processes", f"{OURS}, own work of a process"
         rows = [_with_processes(options, number) for number in (1, 2)]
         medians[axis] = {name: {row[axis]: row["ms"]["median"] for row in rows}}
-        tables.append(Table(f"Growth with {axis}{_exponents(medians[axis])}", rows))
+        title = "of the penalty's own work in the slowest of them, without the averaging of gradients"
+        tables.append(Table(f"Growth with {axis}, {title}{_exponents(medians[axis])}", rows))
     figure = figure or FIGURES / f"scaling_{options.device}.png"
     draw(medians, figure)
     return tables
@@ -138,6 +144,21 @@ def draw(medians, file):
     plt.close(figure)
 
 
+def can_launch_two(device):
+    """Whether Detectron2 launches two processes on this machine that work on a device.
+
+    Where there is CUDA, it gives each process a GPU of its own and they talk by NCCL, which moves nothing
+    that lies on a CPU.
+
+    Args:
+        device (str): "cpu" or "cuda".
+
+    Returns:
+        bool
+    """
+    return torch.cuda.device_count() > 1 if device == "cuda" else not torch.cuda.is_available()
+
+
 class PenaltyAlone(nn.Module):
     """A model whose losses are those that hooks add."""
 
@@ -150,7 +171,7 @@ class PenaltyAlone(nn.Module):
 
 
 def _with_processes(options, number):
-    """The row of so many processes, each with one thread and what the penalty's hook gives it to do."""
+    """The row of so many processes, each with one thread and the layers that the penalty's hook gives it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
         if number == 1:
@@ -159,34 +180,45 @@ def _with_processes(options, number):
             torch.set_num_threads(threads)
         else:
             launch(measure_share, number, dist_url="auto", args=(options, file))
-        times = json.loads(file.read_text())
-    return {"processes": number, "ms": quartiles([1000 * t for t in times]), "n": len(times)}
+        measured = json.loads(file.read_text())
+    times = [1000 * seconds for seconds in measured["seconds"]]
+    layers = " + ".join(str(len(names)) for names in measured["layers"])
+    return {"processes": number, "layers": layers, "ms": quartiles(times), "n": len(times)}
 
 
 def measure_share(options, file):
-    """In each process: time what the penalty of a step costs it. The slowest one of each round counts.
+    """In each process: time the penalty's own work in a step, value and gradient of the layers it has there.
+
+    The averaging of the gradients is left out: a step has it without the penalty as well.
 
     Args:
         options (Options): the network and the most rounds.
-        file (Path): json, the list of seconds by round.
+        file (Path): json: ``seconds`` of the slowest process by round, ``layers`` (names) by process.
     """
     torch.set_num_threads(1)
     model = PenaltyAlone(isonet(options))
-    add_penalty(model, load_config())
+    on_gpu = options.device == "cuda"
+    # As in training: the hook divides the layers among processes that average their gradients, no others
+    averaged = create_ddp_model(model, device_ids=[comm.get_local_rank()] if on_gpu else None)
+    add_penalty(averaged, load_config())
 
+    @tf32(False)
     def step():
         sum(model().values()).backward()
-        model.zero_grad(set_to_none=True)
-        if options.device == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
 
+    step()  # unmeasured: it allocates
+    # the hook gives the layers of other processes a gradient of 0
+    own = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
     times = []
-    for _ in range(min(options.repeats, ROUNDS) + 1):
+    for _ in range(min(options.repeats, ROUNDS)):
+        model.zero_grad(set_to_none=True)
         comm.synchronize()
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    del times[0]  # of the first step, which allocates
     slowest = [max(row) for row in zip(*comm.all_gather(times), strict=True)]
+    layers = comm.all_gather(own)
     if comm.is_main_process():
-        file.write_text(json.dumps(slowest))
+        file.write_text(json.dumps({"seconds": slowest, "layers": layers}))

@@ -5,14 +5,13 @@ import logging
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
 
 from ..data import read_image
 from ..data.lgg_preprocessing import preprocess_image
 from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
-from .trainer import build_mapper
+from .trainer import Trainer, build_mapper
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Predictor:
             raise ValueError(
                 "MODEL.WEIGHTS is empty: name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
             )
-        self.model = build_model(cfg).eval()
+        self.model = Trainer.build_model(cfg).eval()
         IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         fold_scales_(self.model)
         self.mapper = build_mapper(cfg, is_train=False)

@@ -13,7 +13,8 @@ class SReLU(nn.Module):
     """Shifted ReLU, max(x, b) with one threshold b a channel, or max(x + residual, b) as one operator.
 
     It keeps nothing but its output for backward, which a following convolution keeps anyway; so nobody may
-    change that output in place. Where x equals b the gradient goes to b, as in relu(x - b) + b.
+    change that output in place. Where x equals b the gradient goes to b, as in relu(x - b) + b. Its gradient
+    takes no transforms of torch.func (grad, vmap, jvp) and no forward-mode derivatives.
 
     Args:
         num_channels (int): C, the size of dimension 1 of the input.

@@ -60,6 +60,8 @@ def orthogonality_loss(weight, stride=1, groups=1, transposed=False, mode="paper
 
     Dilation, coprime to the stride, only moves the shifts of the Gram apart: it changes neither.
 
+    Its gradient takes no transforms of torch.func (grad, vmap, jvp) and no forward-mode derivatives.
+
     Args:
         weight (Tensor): (M, C / groups, kh, kw); float32 and float64 are worked with as they are, half
             precision in float32, under autocast too.

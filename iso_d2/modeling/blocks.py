@@ -4,13 +4,12 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 (https://arxiv.org/abs/2006.16992).
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from ..isometry import SharedScale, SReLU, delta_init_
@@ -34,7 +33,8 @@ def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1):
 def _scaled_conv(x, conv, scale):
     """scale * conv(x), with the scale in the weight where that is the same."""
     hooks = conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks
-    if type(conv) is not nn.Conv2d or conv.bias is not None or any(hooks):
+    plain = type(conv) is nn.Conv2d and conv.bias is None and conv.padding_mode == "zeros"
+    if not plain or any(hooks):
         # another module that somebody has put there, or one that is watched: it has to be called
         return scale * conv(x)
     return F.conv2d(x, scale * conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -150,7 +150,8 @@ class IsoBlock(CNNBlockBase):
         """Multiply s into the last convolution of the branch for good; the block has no scale afterwards.
 
         Raises:
-            ValueError: that is no plain convolution, but one with a parametrization or another module.
+            ValueError: that is no plain convolution, but one with a parametrization, weight norm or pruning,
+                or another module.
         """
         if self.scale is None:
             return
@@ -163,10 +164,17 @@ class IsoBlock(CNNBlockBase):
     def foldable_conv(self):
         """The last convolution of the branch, if a scale can go into it; raises as :meth:`fold_scale_`."""
         last = self.branch[-1]
-        if not isinstance(last, nn.Conv2d) or parametrize.is_parametrized(last):
+        # a subclass may do more than convolve, as Detectron2's Conv2d with a norm does
+        if type(last) is not nn.Conv2d:
             raise ValueError(
                 f"the residual scale goes into the weight of a plain convolution, got {type(last).__name__} "
                 "at the end of a branch: remove its parametrization first"
+            )
+        # hooks of weight norm and pruning make the weight anew at each call, from other parameters
+        if set(last._parameters) != {"weight", "bias"}:
+            raise ValueError(
+                "the residual scale goes into the weight of a plain convolution, got one with the parameters "
+                f"{', '.join(last._parameters)} at the end of a branch: remove its weight norm or pruning"
             )
         return last
 
@@ -184,13 +192,19 @@ def fold_scales_(model):
         nn.Module: `model`.
 
     Raises:
-        ValueError: blocks share a last weight, or a branch does not end with a plain convolution; then
-            nothing is changed.
+        ValueError: something else in the model uses the last weight of a block, or a branch does not end with
+            a plain convolution; then nothing is changed.
     """
     blocks = [module for module in model.modules() if isinstance(module, IsoBlock) and module.scale]
-    weights = [block.foldable_conv().weight for block in blocks]
-    if len(set(map(id, weights))) < len(weights):
-        raise ValueError("blocks with scales of their own share a last weight: they cannot be folded")
+    # by how many names the model has each block and each parameter: a block may well have several
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for block in blocks:
+        if any(names[id(p)] > places[id(block)] for p in block.foldable_conv().parameters()):
+            raise ValueError(
+                "the last weight or bias of a block is used elsewhere in the model, too, where the block's "
+                "scale has no place: it cannot be folded"
+            )
     for block in blocks:
         block.fold_scale_()
     return model

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from iso_d2.benchmark import ALL, PARTS, Options, judge, run, run_benchmark, saved_bytes
 from iso_d2.benchmark.activation import forward_and_backward, measure_activation, operators
 from iso_d2.benchmark.data import DataPath, data_paths, measure_data, training_loop
-from iso_d2.benchmark.inference import fold_difference, measure_inference
 from iso_d2.benchmark.machine import floor_milliseconds, measure_machine
 from iso_d2.benchmark.memory import MIB, TARGET, measure_memory
 from iso_d2.benchmark.networks import isonet, resnet, training_step
@@ -166,31 +165,6 @@ def test_isonet_keeps_at_most_six_tenths_of_batch_norms_bytes():
     ours, norm = (saved_bytes(net, images) for net in (isonet(options), resnet(options, "BN")))
     assert judge(ours / norm, at_most=TARGET)["met"]
     assert norm == pytest.approx(327.9 * MIB, rel=0.01)
-
-
-def test_inference_part_compares_the_folded_net():
-    (table,) = measure_inference(TINY, 0)
-    assert list(rows_by(table, "network")) == [
-        "R-ISONet-8 folded",
-        "R-ISONet-8",
-        "ResNet-8 BN",
-        "ResNet-8 FrozenBN",
-    ]
-
-
-def test_a_fold_that_changes_features_is_an_error(monkeypatch):
-    net = isonet(TINY).eval()
-    assert fold_difference(net, TINY.images()) < 1e-6
-
-    def wrong(net):
-        with torch.no_grad():
-            net.stem.conv.weight.mul_(1.1)
-        return net
-
-    monkeypatch.setattr("iso_d2.benchmark.inference.fold_scales_", wrong)
-    assert fold_difference(net, TINY.images()) > 1e-3
-    with pytest.raises(RuntimeError, match="folding moves the features"):
-        measure_inference(TINY, 0)
 
 
 def test_data_part_sets_what_is_given_beside_what_is_taken(tiny_stages):

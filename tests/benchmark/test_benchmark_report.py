@@ -71,6 +71,17 @@ def test_markdown_has_the_circumstances_and_each_table(tmp_path):
     ]
 
 
+def test_gpu_is_named_where_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # for the options alone
+    file = tmp_path / "out.json"
+    context = {"gpu": "Some GPU", "processor": "Some CPU", "cores": 2, "threads": 1, "versions": {}}
+    for name, device in (("step", "cpu"), ("memory", "cuda")):
+        write_part(file, name, [], {**context, "commit": "0", "date": "d"}, Options(device=device), 1.0)
+    cpu, cuda = (line for line in as_markdown(read_results(file)).splitlines() if "commit" in line)
+    assert cpu.startswith("Some CPU, 2 cores, 1 threads; float32")
+    assert cuda.startswith("Some GPU; float32")
+
+
 def test_a_part_takes_the_place_of_its_earlier_self_alone(tmp_path):
     file = tmp_path / "new" / "out.json"
     write_part(file, "step", [TABLE], {}, Options(), 1.0)

@@ -1,8 +1,12 @@
 import json
 
 import pytest
+import torch
+from detectron2.engine import launch
 
 from iso_d2.benchmark import Options, scaling
+from iso_d2.benchmark.networks import isonet, penalised_convs
+from iso_d2.benchmark.penalty import tf32
 
 TINY = Options(depth=8, batch=4, size=(16, 16), repeats=1)
 
@@ -31,7 +35,7 @@ def test_tables_and_figure_of_a_sweep(tmp_path, monkeypatch):
     batches, processes = scaling.measure_scaling(TINY, 0, file, chosen)
     assert [row["images a step"] for row in batches.rows] == [1, 2, 4, 8]
     assert "exponents: R-ISONet step: " in batches.title
-    assert "share of a process: -1.00" in processes.title
+    assert "own work of a process: -1.00" in processes.title
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
@@ -42,5 +46,69 @@ def test_depth_is_swept_with_both_penalties():
 
 def test_share_of_one_process_is_measured_by_round(tmp_path):
     scaling.measure_share(Options(depth=8, repeats=3), tmp_path / "seconds.json")
-    times = json.loads((tmp_path / "seconds.json").read_text())
-    assert len(times) == 3 and min(times) > 0
+    measured = json.loads((tmp_path / "seconds.json").read_text())
+    assert len(measured["seconds"]) == 3 and min(measured["seconds"]) > 0
+    assert measured["layers"] == [penalised_names()]
+
+
+def penalised_names():
+    net = isonet(TINY)
+    convs = penalised_convs(net)
+    return [f"backbone.{name}.weight" for name, module in net.named_modules() if module in convs]
+
+
+def test_two_processes_divide_the_layers(tmp_path):
+    launch(scaling.measure_share, 2, dist_url="auto", args=(TINY, tmp_path / "seconds.json"))
+    measured = json.loads((tmp_path / "seconds.json").read_text())
+    first, second = measured["layers"]
+    assert first and second and not set(first) & set(second)
+    assert sorted(first + second) == sorted(penalised_names())
+    assert len(measured["seconds"]) == 1
+
+
+def test_row_of_processes_says_how_many_layers_each_has(monkeypatch):
+    def two(function, number, dist_url, args):
+        args[1].write_text(json.dumps({"seconds": [0.002, 0.004], "layers": [["a", "b"], ["c"]]}))
+
+    monkeypatch.setattr(scaling, "launch", two)
+    row = scaling._with_processes(TINY, 2)
+    assert row == {"processes": 2, "layers": "2 + 1", "ms": {"median": 3, "q1": 2.5, "q3": 3.5}, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "possible"),
+    [("cpu", 0, True), ("cpu", 1, False), ("cpu", 2, False), ("cuda", 1, False), ("cuda", 2, True)],
+)
+def test_two_processes_are_launched_where_each_has_its_device(monkeypatch, tmp_path, device, gpus, possible):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert scaling.can_launch_two(device) == possible
+
+
+def test_processes_are_not_swept_where_they_cannot_be_launched(monkeypatch, tmp_path):
+    chosen = {"images a step": scaling.sweeps(TINY)["images a step"]}
+    monkeypatch.setattr(scaling, "can_launch_two", lambda device: False)
+    monkeypatch.setattr(scaling, "_with_processes", lambda *_: pytest.fail("launched"))
+    (batches,) = scaling.measure_scaling(TINY, 0, tmp_path / "scaling.png", chosen)
+    assert batches.title.startswith("Growth with images a step")
+
+
+def test_penalties_are_measured_without_tf32_and_the_steps_as_they_are(monkeypatch):
+    def seen():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    for form in ("by_paper", "by_iso_d2"):
+        monkeypatch.setattr(scaling, form, lambda convs: seen)
+    monkeypatch.setattr(scaling, "training_step", lambda *_: seen)
+    swept = scaling.sweeps(TINY)
+    by_depth, width = swept["depth"][8](), swept["width of a 3x3 convolution"][64]()
+    with tf32(True):
+        found = {name: case() for name, case in by_depth.items()}
+        found_by_width = {name: case() for name, case in width.items()}
+    assert found == {
+        scaling.STEP_ISO: (True, True),
+        scaling.STEP_BN: (True, True),
+        scaling.PAPER: (False, False),
+        scaling.OURS: (False, False),
+    }
+    assert found_by_width == {scaling.PAPER: (False, False), scaling.OURS: (False, False)}

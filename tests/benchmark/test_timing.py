@@ -55,11 +55,18 @@ def test_rounds_are_never_above_those_asked_for():
     assert compare(cases(a=1.5), 7, seconds=math.inf, measure=Clock()).n == 7
 
 
-def test_clock_of_the_cpu_measures_one_call():
+def test_clock_of_the_cpu_measures_one_call(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("iso_d2.benchmark.timing.time.perf_counter", lambda: clock[0])
     calls = []
-    measured = compare({"a": lambda: calls.append(1)}, 2)
-    assert len(calls) > 4  # several calls in each measurement
-    assert 0 < measured.times["a"][0] < 0.01
+
+    def case():
+        calls.append(1)
+        clock[0] += 0.003
+
+    measured = compare({"a": case}, 2)
+    assert len(calls) == 1 + 1 + 2 * 4  # two unmeasured, then four in each measurement, 0.01 s or more
+    assert measured.times["a"] == pytest.approx([0.003, 0.003])
 
 
 @pytest.mark.parametrize(("given", "rounds"), [({}, 1), ({"a": print}, 0)])

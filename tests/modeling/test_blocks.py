@@ -1,9 +1,11 @@
 """The residual sum, the scale in the weight, checkpointing and the fold, against plain formulas."""
 
+import detectron2.layers
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from iso_d2.modeling import IsoBlock, ISONet, fold_scales_
 
@@ -168,17 +170,78 @@ def test_another_module_in_place_of_the_last_convolution_is_called():
     torch.testing.assert_close(fold_scales_(block)(x), expected)
 
 
-def test_what_cannot_be_folded_is_refused_and_left_as_it_was():
-    first, second = (random_(IsoBlock(4, 4, 1, True), scale=0.25) for _ in range(2))
+def test_a_convolution_of_circular_padding_keeps_it():
+    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
+    weight = block.branch[-1].weight
+    block.branch[-1] = nn.Conv2d(4, 4, 3, padding=1, bias=False, padding_mode="circular")
+    block.branch[-1].weight = weight
+    x = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        inner = F.pad(block.branch[:-1](x), (1, 1, 1, 1), mode="circular")
+        expected = torch.maximum(x + 0.25 * F.conv2d(inner, weight), block.srelu.threshold.view(-1, 1, 1))
+        torch.testing.assert_close(block(x), expected)
+        torch.testing.assert_close(fold_scales_(block)(x), expected)
+
+
+def two_blocks():
+    return nn.Sequential(*(random_(IsoBlock(4, 4, 1, True), scale=0.25) for _ in range(2)))
+
+
+def refused(blocks, message):
+    """The fold raises, and leaves the first of the blocks, which could be folded, as it was."""
+    first = blocks[0]
     weight = first.branch[-1].weight.detach().clone()
-    nn.utils.parametrizations.weight_norm(second.branch[-1])
-    with pytest.raises(ValueError, match="got ParametrizedConv2d at the end of a branch: remove its param"):
-        fold_scales_(nn.Sequential(first, second))
-    shared = nn.Sequential(first, random_(IsoBlock(4, 4, 1, True)))
-    shared[1].branch[-1].weight = first.branch[-1].weight
-    with pytest.raises(ValueError, match="share a last weight"):
-        fold_scales_(shared)
+    with pytest.raises(ValueError, match=message):
+        fold_scales_(blocks)
     assert torch.equal(first.branch[-1].weight, weight) and first.scale is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            nn.utils.parametrizations.weight_norm,
+            "got ParametrizedConv2d at the end of a branch: remove its parametrization first",
+        ),
+        (nn.utils.weight_norm, "with the parameters bias, weight_g, weight_v at the end"),
+        (
+            lambda conv: prune.random_unstructured(conv, "weight", 0.5),
+            "with the parameters bias, weight_orig at the end of a branch: remove its weight norm or pruning",
+        ),
+    ],
+)
+def test_a_weight_that_is_made_of_others_is_not_folded(change, message):
+    blocks = two_blocks()
+    change(blocks[1].branch[-1])
+    refused(blocks, message)
+
+
+def test_a_convolution_with_a_norm_is_not_folded():
+    blocks = two_blocks()
+    normed = detectron2.layers.Conv2d(4, 4, 3, padding=1, bias=False, norm=nn.BatchNorm2d(4))
+    blocks[1].branch[-1] = normed
+    refused(blocks, "got Conv2d at the end of a branch")
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_last_weight_that_is_used_elsewhere_is_not_folded(position):
+    blocks = two_blocks()
+    blocks[1].branch[position].weight = blocks[0].branch[-1].weight
+    refused(blocks, "used elsewhere in the model")
+
+
+def test_a_last_convolution_that_is_used_elsewhere_is_not_folded():
+    blocks = two_blocks()
+    blocks.append(blocks[0].branch[-1])
+    refused(blocks, "used elsewhere in the model")
+
+
+def test_a_block_of_two_names_is_folded_once():
+    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
+    weight = block.branch[-1].weight.detach().clone()
+    fold_scales_(nn.ModuleDict({"backbone": block, "alias": nn.Sequential(block)}))
+    assert torch.equal(block.branch[-1].weight, 0.25 * weight)
 
 
 def test_the_fold_gives_the_same_outputs_without_scales():

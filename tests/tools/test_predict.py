@@ -5,6 +5,8 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from iso_d2.engine.predictor import Predictor
+
 SIZE = (engine_toys.HEIGHT, engine_toys.WIDTH)
 
 
@@ -54,6 +56,16 @@ def test_broken_file_is_named_and_the_others_are_done(predict, arguments, tmp_pa
     with pytest.raises(SystemExit, match=r"1 files could not be read:\n.*aaa\.jpg"):
         predict.main([*arguments, str(tmp_path), *weights(tmp_path)])
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 8
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_layout_is_that_of_the_config(arguments, tmp_path, last):
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "toy.pth"), "MODEL.CHANNELS_LAST", last]
+    model = Predictor(engine_toys.toy_config(tmp_path / "output", *opts)).model
+    # one of 1x1 or of one channel lies both ways at once
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) == last for weight in weights)
 
 
 @pytest.mark.parametrize(
