@@ -36,8 +36,8 @@ def small(*models, images, output, size=8, opts=()):
 @pytest.fixture
 def trained(tmp_path):
     """A checkpoint whose thresholds and scales moved, and its config beside it."""
-    folder = tmp_path / "run"
-    folder.mkdir()
+    folder = tmp_path / "arm" / "run"
+    folder.mkdir(parents=True)
     cfg = load_config(RISONET, ["MODEL.DEVICE", "cpu", "MODEL.ISONET.DEPTH", 8])
     (folder / "config.yaml").write_text(cfg.dump())
     state = build_model(cfg).state_dict()
@@ -54,7 +54,7 @@ def test_before_and_after_training_and_batch_norm_beside(tool, image, trained, t
     arguments = small(*models, images=image, output=output)
     tool.main(arguments)
     document = json.loads((output / "isometry.json").read_text())
-    labels = ["risonet20_shapes_cls", "risonet20_shapes_cls, model_final", "run, model_final"]
+    labels = ["risonet20_shapes_cls", "risonet20_shapes_cls, model_final", "arm/run, model_final"]
     assert list(document["models"]) == [*labels, "resnet20_cifar10"]
     before, after, same, resnet = document["models"].values()
 
