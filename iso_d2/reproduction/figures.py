@@ -67,14 +67,14 @@ def curves(table, records, scale):
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(f"{table.title.partition(': validation')[0]} ({scale} scale)")
     losses, measure = figure.subplots(1, 2)
-    evaluated, highest = [], 0.0
+    evaluated, seen = [], []
     for arm, record in chosen:
         epoch = epochs_of(record)
         steps, values = zip(*[(epoch(point), task_loss(point)) for point in record["curve"]], strict=True)
         diverged = record["diverged_at"] is not None
         label = f"{arm.label}: diverged" if diverged else arm.label
         line = losses.plot(steps, values, label=label)[0]
-        highest = highest if diverged else max(highest, *values)
+        seen += () if diverged else values
         points = [
             (epoch(point), point["metrics"][table.curve.name])
             for point in record["evaluations"].get(table.curve.dataset, [])
@@ -83,8 +83,8 @@ def curves(table, records, scale):
         if points:
             evaluated.append((arm.label, line.get_color(), points))
     losses.set(xlabel="epoch", ylabel="training loss, without the penalty")
-    if highest:  # what diverged leaves the picture
-        losses.set_ylim(top=1.05 * highest)
+    if seen:  # what diverged leaves the picture
+        losses.set_ylim(0.95 * min(seen), 1.05 * max(seen))
     losses.legend(fontsize="small")
     _draw_measure(measure, evaluated, table.curve.heading)
     for axes in (losses, measure):
