@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -179,7 +180,7 @@ def _with_processes(options, number):
             measure_share(options, file)
             torch.set_num_threads(threads)
         else:
-            launch(measure_share, number, dist_url="auto", args=(options, file))
+            launch(measure_share_and_leave, number, dist_url="auto", args=(options, file))
         measured = json.loads(file.read_text())
     times = [1000 * seconds for seconds in measured["seconds"]]
     layers = " + ".join(str(len(names)) for names in measured["layers"])
@@ -222,3 +223,13 @@ def measure_share(options, file):
     layers = comm.all_gather(own)
     if comm.is_main_process():
         file.write_text(json.dumps({"seconds": slowest, "layers": layers}))
+
+
+def measure_share_and_leave(options, file):
+    """`measure_share` as the whole of a launched process.
+
+    It ends at once: some threads of torch's may still run, and an orderly end aborts then now and then.
+    """
+    measure_share(options, file)
+    comm.synchronize()
+    os._exit(0)

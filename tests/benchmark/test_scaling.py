@@ -58,7 +58,7 @@ def penalised_names():
 
 
 def test_two_processes_divide_the_layers(tmp_path):
-    launch(scaling.measure_share, 2, dist_url="auto", args=(TINY, tmp_path / "seconds.json"))
+    launch(scaling.measure_share_and_leave, 2, dist_url="auto", args=(TINY, tmp_path / "seconds.json"))
     measured = json.loads((tmp_path / "seconds.json").read_text())
     first, second = measured["layers"]
     assert first and second and not set(first) & set(second)
