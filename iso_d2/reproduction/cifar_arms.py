@@ -7,6 +7,8 @@ CIFAR_EPOCHS = {"medium": 5, "small": 2}
 ABLATION_EPOCHS = 1
 CIFAR_TRAIN_IMAGES, CIFAR_BATCH = 50_000, 128
 CIFAR_EPOCH = round(CIFAR_TRAIN_IMAGES / CIFAR_BATCH)  # iterations
+# In the names of configs -> in words
+ISONETS = {"risonet": "R-ISONet", "isonet": "ISONet"}
 # On a CPU: the narrow nets of depth 20. Backbones of (R-)ISONet and ResNet read different keys.
 NARROW = {
     "isonet18": options(MODEL__ISONET__DEPTH=20),
@@ -56,50 +58,42 @@ def full_cifar(net, config, *changes):
     )
 
 
+def cifar_arm(number, key, label, net, config, short=None):
+    """An arm on CIFAR-`number`: `net` at full scale, `short` (a net's name) on a CPU, if there is one."""
+    return Arm(
+        name=f"cifar{number}-{key}",
+        group="cifar",
+        table=f"cifar{number}",
+        label=label,
+        needs=(f"cifar{number}",),
+        full=full_cifar(net, config),
+        **(short_runs(short, config) if short else LEFT_OUT),
+    )
+
+
 def isonet_arms(number, gamma):
     """R-ISONet and ISONet on CIFAR-`number`, with the penalty's weight as text."""
-    for net, family in (("risonet", "R-ISONet"), ("isonet", "ISONet")):
+    for net, family in ISONETS.items():
         config = f"configs/cifar/{net}18_cifar{number}{'' if gamma == '1e-4' else f'_gamma{gamma}'}.yaml"
-        on_cpu = number == 10 and gamma == "1e-4"
-        yield Arm(
-            name=f"cifar{number}-{net}-gamma{gamma}",
-            group="cifar",
-            table=f"cifar{number}",
-            label=f"{family}, gamma {gamma}",
-            needs=(f"cifar{number}",),
-            full=full_cifar(f"{family}-18", config),
-            **(short_runs(f"{family}-20", config) if on_cpu else LEFT_OUT),
-        )
+        short = f"{family}-20" if number == 10 and gamma == "1e-4" else None
+        label = f"{family}, gamma {gamma}"
+        yield cifar_arm(number, f"{net}-gamma{gamma}", label, f"{family}-18", config, short)
 
 
 def crop_arms(number):
     """R-ISONet and ISONet with the padded crop of the paper's code, which the report does not mention."""
-    for net, family in (("risonet", "R-ISONet"), ("isonet", "ISONet")):
+    for net, family in ISONETS.items():
         config = f"configs/cifar/{net}18_cifar{number}_crop.yaml"
-        yield Arm(
-            name=f"cifar{number}-{net}-crop",
-            group="cifar",
-            table=f"cifar{number}",
-            label=f"{family}, gamma 1e-4, padded crop",
-            needs=(f"cifar{number}",),
-            full=full_cifar(f"{family}-18, padded crop", config),
-            **LEFT_OUT,
-        )
+        label = f"{family}, gamma 1e-4, padded crop"
+        yield cifar_arm(number, f"{net}-crop", label, f"{family}-18, padded crop", config)
 
 
 def resnet_arms(number):
     """ResNets on CIFAR-`number` with batch norm, and with ReLU alone."""
     for norm, words, suffix in (("bn", "batch norm", ""), ("nonorm", "ReLU, no norm", "_nonorm")):
         config = f"configs/cifar/resnet18{suffix}_cifar{number}.yaml"
-        yield Arm(
-            name=f"cifar{number}-resnet-{norm}",
-            group="cifar",
-            table=f"cifar{number}",
-            label=f"ResNet, {words}",
-            needs=(f"cifar{number}",),
-            full=full_cifar(f"ResNet-18, {words}", config),
-            **(short_runs(f"ResNet-20, {words}", config) if number == 10 else LEFT_OUT),
-        )
+        short = f"ResNet-20, {words}" if number == 10 else None
+        yield cifar_arm(number, f"resnet-{norm}", f"ResNet, {words}", f"ResNet-18, {words}", config, short)
 
 
 # The parts of R-ISONet, each taken away alone. max(x, 0) with 0 fixed is ReLU.
