@@ -140,7 +140,8 @@ def _iso_config():
     cfg.DATASETS.IMAGE_FOLDERS = []
 
     # How lgg_train and lgg_val divide the slices: by "patient"; by "image" (the report's 85/15, one patient's
-    # slices on both sides); or as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0)
+    # slices on both sides); as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0); or to
+    # "tune": the training patients of "patient" alone, divided once more
     cfg.DATASETS.LGG_SPLIT = "patient"
     cfg.DATASETS.LGG_FOLD = 0
     cfg.DATASETS.LGG_FOLDS = 5

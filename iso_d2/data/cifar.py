@@ -2,6 +2,8 @@
 
     cifar10_train, cifar100_train    50,000 images of 32x32 pixels
     cifar10_test, cifar100_test      10,000
+    cifar10_train45k, cifar10_val5k (and cifar100_...)
+                                     the first 45,000 training images and the other 5,000, to choose settings by
 
 They lie in the data set root as the official archives unpack: the binary version (``cifar-10-batches-bin``,
 ``cifar-100-binary``) or, where there is none, the python version (``cifar-10-batches-py``,
@@ -19,6 +21,8 @@ from .labelled_images import LabelledImages, register_labelled_images
 from .paths import dataset_root
 
 PIXELS = 3 * 32 * 32
+# Parts of the training images, whose order is random
+TUNING_SPLITS = {"train45k": slice(None, 45_000), "val5k": slice(45_000, None)}
 CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
 castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -78,7 +82,7 @@ def load_cifar(dataset, split, root=None):
 
     Args:
         dataset (Cifar): CIFAR10 or CIFAR100.
-        split (str): "train" or "test".
+        split (str): "train", "test", "train45k" or "val5k".
         root (str or Path, optional): folder that holds the unpacked archive; default: the data set root.
 
     Returns:
@@ -88,6 +92,9 @@ def load_cifar(dataset, split, root=None):
         FileNotFoundError: neither version is there, or one of its files is missing.
         ValueError: a file is of the wrong size, no such pickle as CIFAR's, or holds a label out of range.
     """
+    if split in TUNING_SPLITS:
+        whole = load_cifar(dataset, "train", root)
+        return LabelledImages(whole.images[TUNING_SPLITS[split]], whole.labels[TUNING_SPLITS[split]])
     root = dataset_root() if root is None else root
     folders = {version: os.path.join(root, name) for version, name in dataset.folders.items()}
     version = next((version for version, folder in folders.items() if os.path.isdir(folder)), None)
@@ -189,7 +196,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 for _dataset in (CIFAR10, CIFAR100):
-    for _split in ("train", "test"):
+    for _split in ("train", "test", *TUNING_SPLITS):
         register_labelled_images(
             f"{_dataset.name}_{_split}", functools.partial(load_cifar, _dataset, _split), _dataset.classes
         )

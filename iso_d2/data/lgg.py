@@ -43,7 +43,8 @@ def register_lgg(split="patient", fold=0, folds=5):
     """Register lgg_train, lgg_val, lgg_sem_seg_train and lgg_sem_seg_val, in place of those of another split.
 
     Args:
-        split (str): "patient" (no patient on both sides), "image" (85 % and 15 % of all slices) or "fold".
+        split (str): "patient" (no patient on both sides), "image" (85 % and 15 % of all slices), "fold", or
+            "tune" (the training patients of "patient" alone, divided once more, to choose settings by).
         fold (int): with "fold", the part that is lgg_val, from 0.
         folds (int): with "fold", the number of parts.
 

@@ -9,6 +9,8 @@ sorted slices, and is not to change:
     image      589 of the 3,929 slices are lgg_val (15 %), whatever their patients: slices of one patient are
                on both sides, as in the report, so that its figures say little of new patients.
     fold       patient i in that order (from 0) is lgg_val of fold i modulo the number of folds.
+    tune       the 17 patients of lgg_val of the patient split are left out, the 16 after them are lgg_val: for
+               choosing hyperparameters without a look at the patients by whom networks are compared.
 
 A patient is on the same side whether all patients are there or only some.
 """
@@ -17,7 +19,8 @@ import csv
 import dataclasses
 from pathlib import Path
 
-SPLITS = ("patient", "image", "fold")
+SPLITS = ("patient", "image", "fold", "tune")
+TUNING_PATIENTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +74,21 @@ def choose_slices(side, split, fold, folds, patients, records):
         ValueError: there are none.
     """
 
-    def in_val(record):
-        patient = patients[record["patient"]]
-        if split == "patient":
-            return patient.in_val
-        if split == "image":
-            return record["slice"] in patient.val_slices
-        return patient.index % folds == fold
+    tuning = set([name for name, patient in patients.items() if not patient.in_val][:TUNING_PATIENTS])
 
-    chosen = [index for index, record in enumerate(records) if in_val(record) == (side == "val")]
+    def side_of(record):
+        patient = patients[record["patient"]]
+        if split == "tune" and patient.in_val:
+            return None
+        in_val = {
+            "patient": patient.in_val,
+            "image": record["slice"] in patient.val_slices,
+            "fold": patient.index % folds == fold,
+            "tune": record["patient"] in tuning,
+        }[split]
+        return "val" if in_val else "train"
+
+    chosen = [index for index, record in enumerate(records) if side_of(record) == side]
     if not chosen:
         present = len({record["patient"] for record in records})
         which = f" (LGG_FOLD {fold} of {folds})" if split == "fold" else ""
@@ -95,7 +104,7 @@ def check_split(split, fold, folds, patients):
     """Refuse what is no split.
 
     Args:
-        split (str): "patient", "image" or "fold".
+        split (str): one of SPLITS.
         fold (int): which part is lgg_val, from 0; only "fold" looks at it.
         folds (int): how many parts there are; only "fold" looks at it.
         patients (dict[str, Patient]): the table.
