@@ -42,8 +42,17 @@ def _iso_config():
     cfg.MODEL.ISONET.SRELU_INIT = -1.0
     # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
-    # Start of the residual scales s
-    cfg.MODEL.ISONET.SCALE_INIT = 0.0
+    # "paper": delta kernels, no gain. "scaled": random isometries where the width changes, and gains that keep
+    # the mean square of the values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
+    cfg.MODEL.ISONET.SIGNAL = "paper"
+    # Start of the residual scales s; None: 0 with SIGNAL "paper", 1 / sqrt(blocks) with "scaled"
+    cfg.MODEL.ISONET.SCALE_INIT = None
+    # One residual scale for each channel that the last convolution of a branch reads, in place of one a block
+    cfg.MODEL.ISONET.CHANNEL_SCALES = False
+    # Every convolution learns a factor for each of its input channels: an isometry in a diagonal metric
+    cfg.MODEL.ISONET.METRIC = False
+    # With SIGNAL "scaled": gains also make good what max(z, SRELU_INIT) takes from a standard normal z
+    cfg.MODEL.ISONET.SRELU_GAIN = False
     # Which of stem, res2, res3, res4, res5, linear build_isonet_backbone returns (with an FPN it is
     # MODEL.FPN.IN_FEATURES that counts)
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
@@ -71,6 +80,12 @@ def _iso_config():
     cfg.MODEL.UNET.NORM = ""
     # ISO-UNet's start: "orthogonal", or "delta", the report's literal form, in which few channels live
     cfg.MODEL.UNET.INIT = "orthogonal"
+    # ISO-UNet's "paper": no gains. "scaled": gains that keep the mean square of the values at every width
+    cfg.MODEL.UNET.SIGNAL = "paper"
+    # Every convolution learns a factor for each of its input channels: an isometry in a diagonal metric
+    cfg.MODEL.UNET.METRIC = False
+    # With SIGNAL "scaled": gains also make good what max(z, SRELU_INIT) takes from a standard normal z
+    cfg.MODEL.UNET.SRELU_GAIN = False
     cfg.MODEL.UNET.IN_CHANNELS = 3
     # 1: a foreground probability by a sigmoid; more: softmax over the classes, 0 the background
     cfg.MODEL.UNET.NUM_CLASSES = 1

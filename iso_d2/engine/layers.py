@@ -65,8 +65,13 @@ def default_layers(model, convs):
     return [
         n
         for n in names
-        if convs[n].kernel_size != (7, 7) and convs[n].in_channels != 3 and convs[n] not in outputs
+        if convs[n] not in outputs and not _left_out_by_the_paper(convs[n])
     ]
+
+
+def _left_out_by_the_paper(conv):
+    """Its code leaves 7x7 kernels and 3-channel inputs to themselves; those with a gain start as isometries."""
+    return getattr(conv, "gain", 1) == 1 and (conv.kernel_size == (7, 7) or conv.in_channels == 3)
 
 
 def branch_ends(model):

@@ -1,23 +1,29 @@
 """Isometric layers and the mathematics of isometric convolutions. Needs nothing but torch."""
 
-from .activation import SharedScale, SReLU
-from .initialization import delta_init_
+from .activation import SharedScale, SReLU, srelu_gain
+from .initialization import delta_init_, orthogonal_init_
 from .orthogonality import (
     conv_gram,
     orthogonality_loss,
     orthogonality_losses,
     orthogonality_multiply_adds,
 )
+from .scaled import ScaledConv2d, ScaledConvTranspose2d, conv_gain
 from .spectrum import conv_singular_values, isometry_error
 
 __all__ = [
     "SReLU",
+    "ScaledConv2d",
+    "ScaledConvTranspose2d",
     "SharedScale",
+    "conv_gain",
     "conv_gram",
     "conv_singular_values",
     "delta_init_",
     "isometry_error",
+    "orthogonal_init_",
     "orthogonality_loss",
     "orthogonality_losses",
     "orthogonality_multiply_adds",
+    "srelu_gain",
 ]

@@ -5,8 +5,38 @@ https://arxiv.org/abs/2006.16992. What differs: the shifted ReLU is one operatio
 backward, not two operations and two tensors, and takes the sum of a residual block with it.
 """
 
+import math
+
 import torch
 from torch import nn
+
+
+def srelu_gain(threshold):
+    """What restores the mean square of max(z, b), z standard normal: 1 / sqrt(b^2 Phi(b) + 1 - Phi(b) + b phi(b)).
+
+    phi and Phi are the density and the distribution function of z. 1.149 at b = -1, sqrt(2) at b = 0, which is
+    ReLU's; 1 for b to minus infinity.
+
+    Args:
+        threshold (float): b.
+
+    Returns:
+        float
+
+    Raises:
+        ValueError: a threshold that is no number, or infinite and positive.
+
+    Source: NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171), section 3, which divides by the
+    standard deviation instead; the integral is elementary.
+    """
+    b = float(threshold)
+    if math.isnan(b) or b == math.inf:
+        raise ValueError(f"srelu_gain takes a number below infinity, got {threshold}")
+    if b == -math.inf:
+        return 1.0
+    below = math.erfc(-b / math.sqrt(2)) / 2
+    density = math.exp(-b * b / 2) / math.sqrt(2 * math.pi)
+    return 1 / math.sqrt(b * b * below + 1 - below + b * density)
 
 
 class SReLU(nn.Module):
@@ -69,24 +99,27 @@ class SReLU(nn.Module):
 
 
 class SharedScale(nn.Module):
-    """One learnable scalar for a whole residual branch, x * s.
+    """One learnable scalar for a whole residual branch, x * s, or one for each of its channels.
 
     Args:
         init (float): the start of s; 0 makes a residual block the identity.
+        channels (int or None): None: one scalar, the paper's; else one for each of so many channels.
 
     Attributes:
-        scale (Parameter): s, without dimensions, so that it does not promote a half-precision x.
+        scale (Parameter): s, without dimensions, so that it does not promote a half-precision x; or (C,).
 
-    Source: report, section 3, "Isometry in Residual Structure".
+    Source: report, section 3, "Isometry in Residual Structure"; a scale a channel: LayerScale (Touvron et al.,
+    2021, https://arxiv.org/abs/2103.17239, eq. (4)).
     """
 
-    def __init__(self, init=0.0):
+    def __init__(self, init=0.0, channels=None):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(float(init)))
+        start = torch.tensor(float(init))
+        self.scale = nn.Parameter(start if channels is None else start.repeat(channels))
 
     def forward(self, x):
-        """Any shape -> the same shape and dtype."""
-        return x * self.scale
+        """Any shape, (N, C, ...) with a scale a channel -> the same shape and dtype."""
+        return x * (self.scale if self.scale.dim() == 0 else _broadcast(self.scale, x))
 
 
 def _shifted_relu(x, residual, threshold, inplace):

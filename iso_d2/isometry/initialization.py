@@ -1,12 +1,14 @@
-"""Delta initialisation: a convolution that starts as (a part of) the identity.
+"""Convolutions that start as an isometry: as (a part of) the identity, or as a random one.
 
-Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020. What differs: the
-strided form, which the paper does not have.
+Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020, for the delta; Xiao et al.,
+"Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, https://arxiv.org/abs/1806.05393, section 3,
+for the delta-orthogonal start. What differs: the strided and transposed forms, which neither has.
 """
 
 import itertools
 
 import torch
+from torch import nn
 
 from ._conv import check_weight, per_axis, split_groups
 
@@ -52,6 +54,43 @@ def delta_init_(weight, stride=1, groups=1, transposed=False):
         outputs = range(phase * in_channels, min((phase + 1) * in_channels, kernels.shape[1]))
         for i in outputs:
             kernels[(slice(None), i, i % in_channels, *tap)] = 1
+    return weight
+
+
+@torch.no_grad()
+def orthogonal_init_(weight, stride=1, groups=1, transposed=False, generator=None):
+    """Set a convolution weight to a random isometry, or to the adjoint of one, in place.
+
+    A random semi-orthogonal matrix takes the place of the delta's ones. At stride 1 it lies on the centre tap,
+    (M, C). A strided convolution reads all pixels of its stride x stride block, as far as its kernel has taps:
+    the matrix is (M, E) with E = C * min(kh, sh) * min(kw, sw), one column for each channel and phase. A
+    transposed convolution spreads an input pixel over such a block, (C_in, E). The penalty's ``mode="exact"``
+    is 0 there. Unlike with the delta, no channel is lost or empty where the width changes.
+
+    Args:
+        weight, stride, groups, transposed: as of :func:`delta_init_`; here the stride should be the
+            convolution's own.
+        generator (torch.Generator or None): None: PyTorch's own.
+
+    Returns:
+        Tensor: `weight`.
+
+    Raises:
+        ValueError: as of :func:`delta_init_`.
+    """
+    check_weight(weight, ranks=(3, 4, 5))
+    kernel_size = weight.shape[2:]
+    stride = per_axis("stride", stride, len(kernel_size))
+    kernels = split_groups(weight[None], groups, transposed)  # (g, M / g, C / g, *k)
+    taps = [_axis_taps(k, s, transposed) for k, s in zip(kernel_size, stride, strict=True)]
+    phases = list(itertools.product(*taps))
+    rows, columns = kernels.shape[1:3]
+    weight.zero_()
+    for kernel in kernels:
+        matrix = weight.new_empty(rows, len(phases), columns)
+        nn.init.orthogonal_(matrix.view(rows, -1), generator=generator)
+        for phase, tap in enumerate(phases):
+            kernel[(slice(None), slice(None), *tap)] = matrix[:, phase]
     return weight
 
 

@@ -1,8 +1,9 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
 from . import backbones, cifar_resnet, classifier, roi_heads, segmentor
-from .blocks import IsoBlock, fold_scales_
+from .blocks import IsoBlock
 from .classifier import ImageClassifier
+from .folding import fold_scales_
 from .isonet import ISONet
 from .segmentor import UNetSegmentor
 from .unet import UNet

@@ -30,12 +30,16 @@ def isonet_config(cfg):
     return with_iso_config(cfg).MODEL.ISONET
 
 
-def isonet_block_args(node):
-    """The keyword arguments that every block takes from ``MODEL.ISONET``."""
+def isonet_options(node):
+    """The keyword arguments of :class:`ISONet` from ``MODEL.ISONET`` that concern every layer."""
     return {
         "srelu_init": node.SRELU_INIT,
         "srelu_learnable": node.SRELU_LEARNABLE,
         "scale_init": node.SCALE_INIT,
+        "channel_scales": node.CHANNEL_SCALES,
+        "signal": node.SIGNAL,
+        "metric": node.METRIC,
+        "srelu_gain": node.SRELU_GAIN,
     }
 
 
@@ -62,7 +66,7 @@ def _build_isonet(cfg, input_shape, out_features):
         freeze_at=freeze_at,
         res5_dilation=node.RES5_DILATION,
         checkpoint_stages=checkpointed,
-        **isonet_block_args(node),
+        **isonet_options(node),
     )
     return net if node.DELTA_INIT else without_delta(net)
 

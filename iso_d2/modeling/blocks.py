@@ -4,40 +4,15 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 (https://arxiv.org/abs/2006.16992).
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..isometry import SharedScale, SReLU, delta_init_
-
-
-def _conv(in_channels, out_channels, kernel_size, stride=1, dilation=1):
-    """A delta-initialised convolution without bias that keeps the size at stride 1."""
-    conv = nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=dilation * (kernel_size - 1) // 2,
-        dilation=dilation,
-        bias=False,
-    )
-    delta_init_(conv.weight)
-    return conv
-
-
-def _scaled_conv(x, conv, scale):
-    """scale * conv(x), with the scale in the weight where that is the same."""
-    hooks = conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks
-    plain = type(conv) is nn.Conv2d and conv.bias is None and conv.padding_mode == "zeros"
-    if not plain or any(hooks):
-        # another module that somebody has put there, or one that is watched: it has to be called
-        return scale * conv(x)
-    return F.conv2d(x, scale * conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+from ..isometry import ScaledConv2d, SharedScale, SReLU
+from .signal import Signal
 
 
 class Stem(CNNBlockBase):
@@ -48,21 +23,26 @@ class Stem(CNNBlockBase):
     Args:
         in_channels (int): channels of the image.
         out_channels (int): width.
-        kind (str): "imagenet", a 7x7 convolution of stride 2 with PyTorch's default initialisation
-            and 3x3 max-pooling of stride 2 (stride 4 in all), or "cifar", a delta-initialised 3x3
-            convolution of stride 1.
+        kind (str): "imagenet", a 7x7 convolution of stride 2 and 3x3 max-pooling of stride 2 (stride 4 in
+            all), or "cifar", a 3x3 convolution of stride 1. With the paper's signal the former has PyTorch's
+            default initialisation.
         srelu_init (float): start of the SReLU thresholds.
         srelu_learnable (bool): whether the thresholds are learned.
+        signal (Signal): how the convolution starts.
     """
 
-    def __init__(self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True):
+    def __init__(
+        self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True, signal=Signal()
+    ):
         imagenet = kind == "imagenet"
         super().__init__(in_channels, out_channels, 4 if imagenet else 1)
         if imagenet:
-            self.conv = nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False)
+            self.conv = signal.conv(in_channels, out_channels, 7, 2, reads_srelu=False)
+            if not signal.scaled:
+                self.conv.reset_parameters()
             self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv = _conv(in_channels, out_channels, 3)
+            self.conv = signal.conv(in_channels, out_channels, 3, reads_srelu=False)
             self.pool = nn.Identity()
         self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
@@ -90,6 +70,8 @@ class IsoBlock(CNNBlockBase):
         srelu_init (float): start of the SReLU thresholds b.
         srelu_learnable (bool): whether the thresholds are learned.
         scale_init (float): start of s.
+        channel_scales (bool): a scale for each input channel of the branch's last convolution, in place of one.
+        signal (Signal): how the convolutions start, and their gains.
 
     Source: paper, Sections 3 and 4.1; report, Section 3.
     """
@@ -105,18 +87,20 @@ class IsoBlock(CNNBlockBase):
         srelu_init=-1.0,
         srelu_learnable=True,
         scale_init=0.0,
+        channel_scales=False,
+        signal=Signal(),
     ):
         super().__init__(in_channels, out_channels, stride)
         if bottleneck_channels is None:
             convs = [
-                _conv(in_channels, out_channels, 3, stride, dilation),
-                _conv(out_channels, out_channels, 3, 1, dilation),
+                signal.conv(in_channels, out_channels, 3, stride, dilation),
+                signal.conv(out_channels, out_channels, 3, 1, dilation),
             ]
         else:
             convs = [
-                _conv(in_channels, bottleneck_channels, 1),
-                _conv(bottleneck_channels, bottleneck_channels, 3, stride, dilation),
-                _conv(bottleneck_channels, out_channels, 1),
+                signal.conv(in_channels, bottleneck_channels, 1),
+                signal.conv(bottleneck_channels, bottleneck_channels, 3, stride, dilation),
+                signal.conv(bottleneck_channels, out_channels, 1),
             ]
         branch = OrderedDict()
         for i, conv in enumerate(convs, start=1):
@@ -127,9 +111,11 @@ class IsoBlock(CNNBlockBase):
                 )
         self.branch = nn.Sequential(branch)
         self.residual = residual
-        self.scale = SharedScale(scale_init) if residual else None
+        self.scale = None
+        if residual:
+            self.scale = SharedScale(scale_init, convs[-1].in_channels if channel_scales else None)
         projects = residual and (in_channels != out_channels or stride != 1)
-        self.shortcut = _conv(in_channels, out_channels, 1, stride) if projects else None
+        self.shortcut = signal.conv(in_channels, out_channels, 1, stride) if projects else None
         # in place of the branch's output, never of the shortcut, which may be the input of the block
         self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
@@ -142,72 +128,11 @@ class IsoBlock(CNNBlockBase):
         *inner, last = self.branch
         for module in inner:
             x = module(x)
-        # s in the weight: s * f(x) would keep f(x) for the gradient of s
-        return self.srelu(_scaled_conv(x, last, self.scale.scale), shortcut)
-
-    @torch.no_grad()
-    def fold_scale_(self):
-        """Multiply s into the last convolution of the branch for good; the block has no scale afterwards.
-
-        Raises:
-            ValueError: that is no plain convolution, but one with a parametrization, weight norm or pruning,
-                or another module.
-        """
-        if self.scale is None:
-            return
-        last = self.foldable_conv()
-        last.weight.mul_(self.scale.scale)
-        if last.bias is not None:
-            last.bias.mul_(self.scale.scale)
-        self.scale = None
-
-    def foldable_conv(self):
-        """The last convolution of the branch, if a scale can go into it; raises as :meth:`fold_scale_`."""
-        last = self.branch[-1]
-        # a subclass may do more than convolve, as Detectron2's Conv2d with a norm does
-        if type(last) is not nn.Conv2d:
-            raise ValueError(
-                f"the residual scale goes into the weight of a plain convolution, got {type(last).__name__} "
-                "at the end of a branch: remove its parametrization first"
-            )
-        # hooks of weight norm and pruning make the weight anew at each call, from other parameters
-        if set(last._parameters) != {"weight", "bias"}:
-            raise ValueError(
-                "the residual scale goes into the weight of a plain convolution, got one with the parameters "
-                f"{', '.join(last._parameters)} at the end of a branch: remove its weight norm or pruning"
-            )
-        return last
-
-
-def fold_scales_(model):
-    """Multiply the residual scale of every block into the last convolution of its branch, in place.
-
-    For deployment: the outputs are the same to rounding, the weights are no longer multiplied at each
-    call. Load the checkpoint first: a folded model has no `scale`, and other weights.
-
-    Args:
-        model (nn.Module): any model with ISONet blocks: a backbone, a whole detector.
-
-    Returns:
-        nn.Module: `model`.
-
-    Raises:
-        ValueError: something else in the model uses the last weight of a block, or a branch does not end with
-            a plain convolution; then nothing is changed.
-    """
-    blocks = [module for module in model.modules() if isinstance(module, IsoBlock) and module.scale]
-    # by how many names the model has each block and each parameter: a block may well have several
-    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for block in blocks:
-        if any(names[id(p)] > places[id(block)] for p in block.foldable_conv().parameters()):
-            raise ValueError(
-                "the last weight or bias of a block is used elsewhere in the model, too, where the block's "
-                "scale has no place: it cannot be folded"
-            )
-    for block in blocks:
-        block.fold_scale_()
-    return model
+        if isinstance(last, ScaledConv2d):
+            # s in the weight: s * f(x) would keep f(x) for the gradient of s
+            return self.srelu(last(x, self.scale.scale), shortcut)
+        x = self.scale(last(x)) if self.scale.scale.dim() == 0 else last(self.scale(x))
+        return self.srelu(x, shortcut)
 
 
 class IsoStage(nn.Sequential):
@@ -252,7 +177,7 @@ def make_iso_stage(
         bottleneck (bool): bottleneck blocks, a quarter of `out_channels` wide, or basic ones.
         dilation (int): dilation of the 3x3 convolutions of every block.
         checkpointed (bool): as in :class:`IsoStage`.
-        block_args: srelu_init, srelu_learnable, scale_init of :class:`IsoBlock`.
+        block_args: srelu_init, srelu_learnable, scale_init, channel_scales, signal of :class:`IsoBlock`.
 
     Returns:
         IsoStage: of :class:`IsoBlock`.

@@ -5,6 +5,7 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 authors' code; the interface is that of Detectron2's ResNet, so that each stage can be an output.
 """
 
+import math
 from dataclasses import dataclass
 
 from detectron2.layers import ShapeSpec
@@ -12,6 +13,7 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from .blocks import Stem, make_iso_stage
+from .signal import Signal
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,33 @@ def isonet_layout(depth, stem="imagenet"):
     )
 
 
+def residual_scale(layout, signal, scale_init=None):
+    """Where the residual scales of a net start.
+
+    Args:
+        layout (Layout): its `blocks` are counted.
+        signal (Signal): of the net.
+        scale_init (float or None): None: 0 with the paper's signal. With "scaled" 1 / sqrt(blocks): branches
+            that do not depend on each other then add up to the size of their sum's first term.
+
+    Returns:
+        float
+
+    Source: ReZero (Bachlechner et al., 2020, https://arxiv.org/abs/2003.04887, eq. (4)) and the paper for 0;
+    SkipInit (De, Smith, 2020, https://arxiv.org/abs/2002.10444, section 4) for 1 / sqrt(blocks).
+    """
+    if scale_init is not None:
+        return scale_init
+    return 1 / math.sqrt(sum(layout.blocks)) if signal.scaled else 0.0
+
+
 class ISONet(Backbone):
     """ISONet (``residual=False``) or R-ISONet (``residual=True``) as a Detectron2 backbone.
 
     Only the stages that some output feature needs are built. No normalization layer, no bias on any
-    convolution; every convolution but the 7x7 stem starts as a delta kernel.
+    convolution. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta kernel. With
+    ``signal="scaled"`` those that change width or size, the stem among them, start as a random isometry, and
+    each has the gain that keeps the mean square of its values, see :class:`~iso_d2.modeling.signal.Signal`.
 
     Args:
         depth (int): 18, 34 (basic blocks), 50, 101, 152 (bottleneck blocks), all of four stages and
@@ -68,12 +92,16 @@ class ISONet(Backbone):
         num_classes (int or None): width of "linear": global average pooling, dropout, linear layer.
         srelu_init (float): start of the SReLU thresholds.
         srelu_learnable (bool): whether the thresholds are learned.
-        scale_init (float): start of the residual scales.
+        scale_init (float or None): start of the residual scales; None: see :func:`residual_scale`.
         dropout (float): probability of dropout before the linear layer.
         freeze_at (int): as in :meth:`freeze`.
         res5_dilation (int): 2 keeps res5 at the stride of res4 with dilated kernels (DC5).
         checkpoint_stages (sequence of str): stages of which training keeps nothing but the input and
             computes the rest again in backward: less memory for one more forward pass of theirs.
+        signal (str): "paper" or "scaled".
+        metric (bool): every convolution learns a factor for each of its input channels.
+        srelu_gain (bool): with "scaled", the gains make good what an SReLU takes from a standard normal input.
+        channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
 
     Raises:
         ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together; a
@@ -92,19 +120,24 @@ class ISONet(Backbone):
         num_classes=None,
         srelu_init=-1.0,
         srelu_learnable=True,
-        scale_init=0.0,
+        scale_init=None,
         dropout=0.0,
         freeze_at=0,
         res5_dilation=1,
         checkpoint_stages=(),
+        signal="paper",
+        metric=False,
+        srelu_gain=False,
+        channel_scales=False,
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
+        signal = Signal(signal, None, metric, srelu_init if srelu_gain else None)
         stages = [f"res{i + 2}" for i in range(len(layout.blocks))]
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
             raise ValueError(f"ISONet res5_dilation must be 1 or 2, got {res5_dilation}")
-        self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable)
+        self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable, signal)
         channels, stride = self.stem.out_channels, self.stem.stride
         shapes = {"stem": ShapeSpec(channels=channels, stride=stride)}
         self.stage_names = stages
@@ -130,7 +163,9 @@ class ISONet(Backbone):
                 checkpointed=name in checkpoint_stages,
                 srelu_init=srelu_init,
                 srelu_learnable=srelu_learnable,
-                scale_init=scale_init,
+                scale_init=residual_scale(layout, signal, scale_init),
+                channel_scales=channel_scales,
+                signal=signal,
             )
             self.add_module(name, stage)
             channels, stride = layout.channels[i], stride * first_stride

@@ -3,9 +3,10 @@
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
-from .backbones import isonet_block_args, isonet_config
+from .backbones import isonet_config
 from .blocks import make_iso_stage
-from .isonet import isonet_layout
+from .isonet import isonet_layout, residual_scale
+from .signal import Signal
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -31,6 +32,7 @@ class ISORes5ROIHeads(Res5ROIHeads):
                 f"ISORes5ROIHeads needs an ISONet with a res5, got MODEL.ISONET.DEPTH {node.DEPTH}, "
                 f"which ends at res{len(layout.blocks) + 1}"
             )
+        signal = Signal(node.SIGNAL, None, node.METRIC, node.SRELU_INIT if node.SRELU_GAIN else None)
         stage = make_iso_stage(
             layout.blocks[-1],
             layout.channels[-2],
@@ -39,6 +41,10 @@ class ISORes5ROIHeads(Res5ROIHeads):
             node.RESIDUAL,
             bottleneck=layout.bottleneck,
             checkpointed="res5" in node.CHECKPOINT_STAGES,
-            **isonet_block_args(node),
+            srelu_init=node.SRELU_INIT,
+            srelu_learnable=node.SRELU_LEARNABLE,
+            scale_init=residual_scale(layout, signal, node.SCALE_INIT),
+            channel_scales=node.CHANNEL_SCALES,
+            signal=signal,
         )
         return stage, layout.channels[-1]

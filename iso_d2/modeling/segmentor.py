@@ -84,6 +84,9 @@ class UNetSegmentor(nn.Module):
             up_kernel=options.UP_KERNEL,
             srelu_init=options.SRELU_INIT,
             srelu_learnable=options.SRELU_LEARNABLE,
+            signal=options.SIGNAL,
+            metric=options.METRIC,
+            srelu_gain=options.SRELU_GAIN,
         )
         return {
             "unet": unet,

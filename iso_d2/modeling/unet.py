@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import nn
 
-from ..isometry import SReLU, delta_init_
+from ..isometry import SReLU
+from .signal import Signal
 
 
 class UNet(nn.Module):
@@ -74,6 +75,9 @@ class UNet(nn.Module):
         up_kernel=2,
         srelu_init=-1.0,
         srelu_learnable=False,
+        signal="paper",
+        metric=False,
+        srelu_gain=False,
     ):
         super().__init__()
         sizes = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
@@ -89,13 +93,24 @@ class UNet(nn.Module):
                 f"an isometric UNet has no normalization, got norm={norm!r}: "
                 "set MODEL.UNET.NORM '' or MODEL.UNET.ISOMETRIC False"
             )
+        if not isometric and (signal != "paper" or metric):
+            raise ValueError(
+                "UNet's signal and metric are those of ISO-UNet: set MODEL.UNET.ISOMETRIC True, or "
+                "MODEL.UNET.SIGNAL paper and MODEL.UNET.METRIC False"
+            )
+        signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
         self.in_channels = in_channels
         self.num_classes = num_classes
+
+        def conv3x3(inputs, outputs, reads_srelu=True):
+            if isometric:
+                return signal.conv(inputs, outputs, 3, reads_srelu=reads_srelu)
+            return nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
 
         def block(inputs, outputs):
             layers = OrderedDict()
             for i, channels in enumerate((inputs, outputs), start=1):
-                layers[f"conv{i}"] = nn.Conv2d(channels, outputs, 3, padding=1, bias=not (isometric or norm))
+                layers[f"conv{i}"] = conv3x3(channels, outputs, reads_srelu=(i, inputs) != (1, in_channels))
                 if norm:
                     layers[f"norm{i}"] = get_norm(norm, outputs)
                 layers[f"act{i}"] = (
@@ -107,24 +122,22 @@ class UNet(nn.Module):
 
         def doubling(inputs, outputs):
             if up == "transposed":
+                if isometric:
+                    return signal.doubling(inputs, outputs, up_kernel)
                 padding = (up_kernel - 2) // 2
-                return nn.ConvTranspose2d(
-                    inputs, outputs, up_kernel, stride=2, padding=padding, bias=not isometric
-                )
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not isometric)
-            return nn.Sequential(OrderedDict(repeat=_Repeat(0.5 if isometric else 1.0), conv=conv))
+                return nn.ConvTranspose2d(inputs, outputs, up_kernel, stride=2, padding=padding)
+            conv = signal.conv(inputs, outputs, 3) if isometric else nn.Conv2d(inputs, outputs, 3, padding=1)
+            keeps_norm = isometric and not signal.scaled
+            return nn.Sequential(OrderedDict(repeat=_Repeat(0.5 if keeps_norm else 1.0), conv=conv))
 
         widths = [base_channels * 2**level for level in range(depth)]
         upwards = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.encoder = nn.ModuleList(map(block, [in_channels, *widths[:-1]], widths))
         self.ups = nn.ModuleList(doubling(below, here) for below, here in upwards)
         self.decoder = nn.ModuleList(block(2 * here, here) for _, here in upwards)
-        for module in self.modules():
+        for module in [] if isometric else self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                if isometric:
-                    _isometric_init_(module, init)
-                else:
-                    _kaiming_init_(module)
+                _kaiming_init_(module)
         # with PyTorch's initialisation: as a delta the logits would be an input channel
         self.output = nn.Conv2d(base_channels, num_classes, 1)
 
@@ -161,20 +174,6 @@ class _Repeat(nn.Module):
 def _check_choice(name, value, accepted):
     if value not in accepted:
         raise ValueError(f"UNet {name} must be one of {', '.join(map(str, accepted))}, got {value!r}")
-
-
-@torch.no_grad()
-def _isometric_init_(conv, init):
-    """See :class:`UNet`."""
-    delta_init_(conv.weight, transposed=isinstance(conv, nn.ConvTranspose2d))
-    if init == "orthogonal" and conv.in_channels != conv.out_channels:
-        kernel_size, stride = conv.kernel_size[0], conv.stride[0]
-        # the taps by which the input pixel n reaches the output pixels s n, ..., s n + s - 1
-        first = (kernel_size - stride) // 2
-        taps = slice(first, first + stride)
-        conv.weight.zero_()
-        # with as many rows as the first dimension: outputs, or inputs of a transposed convolution
-        conv.weight[:, :, taps, taps] = nn.init.orthogonal_(conv.weight[:, :, taps, taps].clone())
 
 
 def _kaiming_init_(conv):

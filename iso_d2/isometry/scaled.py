@@ -1,0 +1,175 @@
+"""Convolutions that preserve the inner product up to a constant, or in a learned metric.
+
+Project report, section 7: <A x, A x'> = c <x, x'> with a constant c for each layer, and <A x, A x'> = <x, x'>_M
+with a matrix M, here diagonal. NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171, section 3) keeps the
+variance by such constants; Yang, Simon, Bernstein (https://arxiv.org/abs/2310.17813, condition 1) derive
+sqrt(fan_out / fan_in) for the spectral norm.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ._conv import per_axis
+
+
+def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
+    """The factor by which an isometric convolution keeps the mean square of its values: sqrt(max(1, n_out / n_in)).
+
+    n_in is how many values it reads, and n_out how many it gives, for each position of its smaller grid. A
+    convolution reads the E = C / g * min(kh, sh) * min(kw, sw) values that are its own and gives M / g; a
+    transposed one reads C_in / g and gives C_out / g * sh * sw, gaps between its taps included. An isometry
+    keeps the sum of their squares, so that with n_out > n_in each is smaller by n_in / n_out. Where the
+    layer narrows it is the adjoint of an isometry: its rows have norm 1, and the gain is 1; there the mean
+    square is kept in the mean over semi-orthogonal matrices, and exactly for uncorrelated inputs.
+
+    Upsampling by repetition, "nearest", is the isometry of repeating each pixel s * s times at 1 / s of its
+    value; its gain is sqrt(s * s / 1) = s, so that values are repeated as they are.
+
+    Args:
+        weight_shape (sequence of int): (M, C / groups, kh, kw), transposed (C_in, C_out / groups, kh, kw).
+        stride (int or (int, int)): of the convolution.
+        groups (int): of the convolution.
+        transposed (bool): whether it is a transposed one.
+
+    Returns:
+        float: at least 1.
+
+    Raises:
+        ValueError: a shape without two spatial axes, a bad stride, groups that do not divide the first axis.
+    """
+    if len(weight_shape) != 4:
+        raise ValueError(f"conv_gain takes a shape (M, C / groups, kh, kw), got {tuple(weight_shape)}")
+    if groups < 1 or weight_shape[0] % groups:
+        raise ValueError(f"groups must divide the first of the weight's sizes {tuple(weight_shape)}, got {groups}")
+    stride = per_axis("stride", stride, 2)
+    first, second, *kernel_size = weight_shape
+    first //= groups
+    if transposed:
+        return math.sqrt(max(1.0, second * math.prod(stride) / first))
+    read = second * math.prod(min(k, s) for k, s in zip(kernel_size, stride, strict=True))
+    return math.sqrt(max(1.0, first / read))
+
+
+class _Scaled:
+    """What the two convolutions share, see :class:`ScaledConv2d`."""
+
+    def _init_scale(self, gain, metric):
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"{type(self).__name__} gain must be a finite number above 0, got {gain}")
+        self.gain = float(gain)
+        self.register_parameter("metric", nn.Parameter(torch.ones(self.in_channels)) if metric else None)
+
+    def scaled_weight(self, scale=None):
+        """Tensor: what the input is convolved with, of the shape of `weight`; differentiable.
+
+        Args:
+            scale (Tensor or None): one more factor, as of :meth:`forward`.
+        """
+        weight, factors = self.weight, [self.gain] if self.gain != 1 else []
+        for tensor in (self.metric, scale):
+            if tensor is not None and tensor.dim() > 0:
+                weight = self._by_input(tensor, weight)
+            elif tensor is not None:
+                factors.append(tensor)
+        return math.prod(factors[1:], start=factors[0]) * weight if factors else weight
+
+    def _by_input(self, factors, weight):
+        """The weight with each input channel's part times its factor, (C_in,)."""
+        if len(factors) != self.in_channels:
+            raise ValueError(f"a scale must have {self.in_channels} values, one an input channel, or none, got {len(factors)}")
+        if self.transposed:
+            return factors.view(-1, 1, 1, 1) * weight
+        if self.groups == 1:
+            return factors.view(1, -1, 1, 1) * weight
+        by_group = weight.unflatten(0, (self.groups, -1))  # (g, M / g, C / g, kh, kw)
+        return (factors.view(self.groups, 1, -1, 1, 1) * by_group).flatten(0, 1)
+
+    @torch.no_grad()
+    def fold_(self, scale=None):
+        """Multiply gain, metric and a scale into `weight` for good; gain is 1 and metric None afterwards."""
+        self.weight.copy_(self.scaled_weight(scale))
+        self.gain, self.metric = 1.0, None
+
+    # The gain belongs to the weights: without it they are another function. A gain of 1 leaves no trace, so
+    # that networks without gains have the state dicts that they always had.
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.gain != 1:
+            destination[prefix + "gain"] = torch.tensor(self.gain, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        gain = state_dict.pop(prefix + "gain", 1.0)
+        if prefix + "weight" in state_dict:
+            self.gain = float(gain)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self):
+        parts = [super().extra_repr()]
+        if self.gain != 1:
+            parts.append(f"gain={self.gain:.4g}")
+        if self.metric is not None:
+            parts.append("metric=True")
+        return ", ".join(parts)
+
+
+class ScaledConv2d(_Scaled, nn.Conv2d):
+    """A convolution with `gain * metric * weight`, where `weight` is what is kept near an isometry.
+
+        y = g * sum_c W[:, c] * (m_c x_c),    <A x, A x'> = g^2 <x, x'>_M,    M = diag(m)^2,  if W is an isometry
+
+    Penalty, delta and orthogonal initialisation, singular values and ``isometry_error`` take `weight`, which
+    is the layer without its scale. Its gain is kept in the state dict, as ``gain``, where it is not 1; a
+    state dict with a weight and no gain sets it to 1: weights keep the function that they were trained for.
+
+    Args:
+        args, kwargs: as of ``nn.Conv2d``. A bias is not scaled.
+        gain (float): the constant g = sqrt(c), usually from :func:`conv_gain`.
+        metric (bool): whether each input channel has a factor m_c of its own, learned, 1 at the start.
+
+    Attributes:
+        metric (Parameter or None): m, (in_channels,).
+
+    Raises:
+        ValueError: a gain that is not a finite number above 0; a scale of the wrong length.
+
+    Source: report, section 7.
+    """
+
+    def __init__(self, *args, gain=1.0, metric=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._init_scale(gain, metric)
+
+    def forward(self, x, scale=None):
+        """(N, C, H, W) -> (N, M, H', W').
+
+        Args:
+            x (Tensor): the input.
+            scale (Tensor or None): one more factor of the weight, without dimensions or (C,), such as the
+                residual scale of a block: conv(x, s W) keeps no output for the gradient of s, as s * conv(x, W)
+                does.
+        """
+        return self._conv_forward(x, self.scaled_weight(scale), self.bias)
+
+
+class ScaledConvTranspose2d(_Scaled, nn.ConvTranspose2d):
+    """:class:`ScaledConv2d` for a transposed convolution, (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    def __init__(self, *args, gain=1.0, metric=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._init_scale(gain, metric)
+
+    def forward(self, x, scale=None):
+        """As of :class:`ScaledConv2d`."""
+        return F.conv_transpose2d(
+            x,
+            self.scaled_weight(scale),
+            self.bias,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )

@@ -1,0 +1,68 @@
+"""Scales multiplied into the weights for good, for deployment."""
+
+from collections import Counter
+
+from torch import nn
+
+from ..isometry import ScaledConv2d, ScaledConvTranspose2d
+from .blocks import IsoBlock
+
+
+def fold_scales_(model):
+    """Multiply residual scales, gains and metrics into the weights of their convolutions, in place.
+
+    The outputs are the same to rounding; nothing is multiplied at each call any more. Load the checkpoint
+    first: a folded model has no `scale`, and other weights, which are no isometries.
+
+    Args:
+        model (nn.Module): any model with isometric blocks or convolutions: a backbone, a UNet, a whole detector.
+
+    Returns:
+        nn.Module: `model`.
+
+    Raises:
+        ValueError: a branch does not end with a plain convolution, a weight to be changed has a
+            parametrization, weight norm or pruning, or something else in the model uses it; then nothing is
+            changed.
+    """
+    modules = list(model.modules())
+    blocks = {m.branch[-1]: m for m in modules if isinstance(m, IsoBlock) and m.scale is not None}
+    scaled = [m for m in modules if isinstance(m, (ScaledConv2d, ScaledConvTranspose2d)) and m not in blocks]
+    targets = {conv: conv for conv in scaled if conv.gain != 1 or conv.metric is not None} | blocks
+    # by how many names the model has each module and each parameter: a block may well have several
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for conv, owner in targets.items():
+        _check_plain(conv, owner)
+        if any(names[id(p)] > places[id(owner)] for p in conv.parameters()):
+            raise ValueError(
+                "a weight that a scale belongs to is used elsewhere in the model, too, where the scale has no "
+                "place: it cannot be folded"
+            )
+    for conv, owner in targets.items():
+        scale = owner.scale.scale.detach() if owner is not conv else None
+        if isinstance(conv, (ScaledConv2d, ScaledConvTranspose2d)):
+            conv.fold_(scale)
+        else:
+            for parameter in conv.parameters():
+                parameter.data.mul_(scale)
+        if scale is not None:
+            owner.scale = None
+    return model
+
+
+def _check_plain(conv, owner):
+    # a subclass may do more than convolve, as Detectron2's Conv2d with a norm does
+    if type(conv) not in (nn.Conv2d, ScaledConv2d, ScaledConvTranspose2d):
+        raise ValueError(
+            f"a scale goes into the weight of a plain convolution, got {type(conv).__name__}: remove its "
+            "parametrization first"
+        )
+    if type(conv) is nn.Conv2d and owner.scale.scale.dim() > 0:
+        raise ValueError("scales of single channels go into a ScaledConv2d, got a Conv2d: fold it by hand")
+    # hooks of weight norm and pruning make the weight anew at each call, from other parameters
+    if not set(conv._parameters) <= {"weight", "bias", "metric"}:
+        raise ValueError(
+            "a scale goes into the weight of a plain convolution, got one with the parameters "
+            f"{', '.join(conv._parameters)}: remove its weight norm or pruning"
+        )
