@@ -111,10 +111,12 @@ def _iso_config():
     cfg.ISO.DELTA_INIT.INCLUDE = ["backbone"]
 
     cfg.ISO.ORTHO = CN()
-    # gamma, the weight of the orthogonality penalty; 0 turns it off
-    cfg.ISO.ORTHO.COEFF = 1e-4
-    # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2
-    cfg.ISO.ORTHO.MODE = "paper"
+    # gamma, the weight of the orthogonality penalty; 0 turns it off; "auto": by the schedule, so that the pull
+    # towards an isometry is the same however short it is. None: 1e-4 with SIGNAL "paper", "auto" with "scaled"
+    cfg.ISO.ORTHO.COEFF = None
+    # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2;
+    # "auto": "paper" with SIGNAL "paper", "exact" with "scaled"
+    cfg.ISO.ORTHO.MODE = "auto"
     # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet but 7x7
     # kernels, 3-channel inputs and UNet's output; in a model without either, those of `backbone` but FPN's
     cfg.ISO.ORTHO.INCLUDE = []
@@ -134,8 +136,8 @@ def _iso_config():
     cfg.SOLVER = CN()
     # Weight decay of the SReLU thresholds
     cfg.SOLVER.SRELU_WEIGHT_DECAY = 0.0
-    # Learning rate of the residual scales, as a multiple of BASE_LR
-    cfg.SOLVER.SCALE_LR_FACTOR = 0.1
+    # Learning rate of the residual scales, as a multiple of BASE_LR; None: 0.1 with SIGNAL "paper", 1 with "scaled"
+    cfg.SOLVER.SCALE_LR_FACTOR = None
     # Length of the training in passes over DATASETS.TRAIN; above 0 it takes the place of MAX_ITER, and
     # the next two and TEST.EVAL_EPOCHS those of STEPS, WARMUP_ITERS and TEST.EVAL_PERIOD
     cfg.SOLVER.EPOCHS = 0
@@ -143,6 +145,10 @@ def _iso_config():
     cfg.SOLVER.EPOCH_STEPS = ()
     # Epochs of warm-up
     cfg.SOLVER.WARMUP_EPOCHS = 0
+
+    cfg.SOLVER.CLIP_GRADIENTS = CN()
+    # lambda of adaptive clipping (NFNet): each unit's gradient is at most this times the unit's norm; 0: off
+    cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE = 0.0
 
     cfg.SOLVER.AMP = CN()
     # Mixed precision with SOLVER.AMP.ENABLED: "fp16" (CUDA only, scaled gradients) or "bf16" (CUDA and CPU)

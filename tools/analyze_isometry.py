@@ -4,8 +4,8 @@ A MODEL is a config, CONFIG.yaml, as its training would start (MODEL.WEIGHTS of 
 CONFIG.yaml=CHECKPOINT; or a CHECKPOINT alone, whose config is the config.yaml beside it.
 
 For every convolution between image and heads (of an FPN its bottom-up part): smallest, median and largest
-singular value on a circular grid, max |sigma - 1|, 1/2 ||Gram - delta||^2 in the penalty's two modes; SReLU
-thresholds and residual scales; by depth the signal and the norm of the gradient that comes back from a
+singular value on a circular grid, max |sigma - 1|, 1/2 ||Gram - delta||^2 in the penalty's two modes, all of
+the weight without its gain; SReLU thresholds, the share of values held there, residual scales; by depth the signal and the norm of the gradient that comes back from a
 random direction; singular values of the Jacobian of the last block's output by the image and by the stem's
 output: all of them up to 1024, above that their density by Lanczos' method. Normalizations count in signal,
 gradient and Jacobian, not in the convolutions. DIR gets isometry.json and three pictures.
@@ -30,6 +30,7 @@ import iso_d2
 from iso_d2.engine.isometry_analysis import analyze, load_default_images, load_images
 from iso_d2.engine.setup import load_config
 from iso_d2.evaluation.isometry_plots import plot_depth, plot_jacobian, plot_layers
+from iso_d2.evaluation.isometry_signal import signal_faults
 
 
 def parse_args(argv):
@@ -130,6 +131,15 @@ def depth_table(result):
     return tabulate(rows, header, floatfmt=".3g")
 
 
+def signal_table(result):
+    rows = [
+        [name, point["mean_square"], 100 * point["held"]]
+        for name, point in result["signal"].items()
+        if "held" in point
+    ]
+    return tabulate(rows, ["output of", "mean square", "held (%)"], floatfmt=("", ".3g", ".2f"))
+
+
 def jacobian_table(results):
     """Singular values of the Jacobians: the share that is not zero, and quantiles of that share."""
     rows = [
@@ -168,7 +178,9 @@ def main(argv=None):
         for label, cfg in configs.items():
             print(f"\n{label}: {len(images)} images of {len(images[0])} pixels a side", flush=True)
             results[label] = result = analyze(cfg, images, args.grid, args.jacobian_images)
-            print(f"\n{layer_table(result)}\n\n{depth_table(result)}")
+            print(f"\n{layer_table(result)}\n\n{depth_table(result)}\n\n{signal_table(result)}")
+            for fault in signal_faults({n: p["held"] for n, p in result["signal"].items() if "held" in p}):
+                print(f"{label} is {fault}")
             if number := result["calibrated_norms"]:
                 print(f"{number} batch normalizations have the statistics of these images, as constants")
     except (AssertionError, KeyError, OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..engine import OrthogonalityLossHook
+from ..engine.choices import penalty_coefficient, penalty_mode
 from ..engine.setup import load_config
 from ..isometry import SharedScale, SReLU
 from ..modeling import IsoBlock, ISONet
@@ -244,7 +245,11 @@ def add_penalty(model, cfg):
     """
     node = cfg.ISO.ORTHO
     hook = OrthogonalityLossHook(
-        node.COEFF, mode=node.MODE, include=node.INCLUDE, exclude=node.EXCLUDE, log_period=0
+        penalty_coefficient(cfg),
+        mode=penalty_mode(cfg),
+        include=node.INCLUDE,
+        exclude=node.EXCLUDE,
+        log_period=0,
     )
     hook.trainer = SimpleNamespace(model=model, iter=0, storage=None)
     hook.before_train()

@@ -62,11 +62,7 @@ def default_layers(model, convs):
             f"Its modules: {', '.join(name for name, _ in model.named_children())}"
         )
     outputs = {module.output for module in model.modules() if isinstance(module, UNet)}
-    return [
-        n
-        for n in names
-        if convs[n] not in outputs and not _left_out_by_the_paper(convs[n])
-    ]
+    return [n for n in names if convs[n] not in outputs and not _left_out_by_the_paper(convs[n])]
 
 
 def _left_out_by_the_paper(conv):

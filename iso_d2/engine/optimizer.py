@@ -7,21 +7,24 @@ from detectron2.solver.build import (
     reduce_param_groups,
 )
 
-from ..isometry import SharedScale, SReLU
+from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU
+from .choices import scale_lr_factor
+from .clipping import AdaptiveClipper
 
 
 def build_optimizer(cfg, model):
     """SGD as Detectron2 builds it, but for the parameters that only isometric networks have.
 
-    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY; residual scales get learning rate
-    SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by name.
+    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get learning
+    rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by name.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.
         model (nn.Module): the model.
 
     Returns:
-        torch.optim.SGD: with gradient clipping where SOLVER.CLIP_GRADIENTS asks for it.
+        torch.optim.SGD: with gradient clipping where SOLVER.CLIP_GRADIENTS asks for it; adaptive clipping
+        (ADAPTIVE) comes before the one of CLIP_TYPE.
 
     Source: the paper's code (weight decay 0 for thresholds, learning rate x0.1 for scales).
     """
@@ -34,10 +37,10 @@ def build_optimizer(cfg, model):
     )
     params += [
         {"params": _trained(model, SReLU), "weight_decay": cfg.SOLVER.SRELU_WEIGHT_DECAY},
-        {"params": _trained(model, SharedScale), "lr": cfg.SOLVER.BASE_LR * cfg.SOLVER.SCALE_LR_FACTOR},
+        {"params": _trained(model, SharedScale), "lr": cfg.SOLVER.BASE_LR * scale_lr_factor(cfg)},
+        {"params": _metrics(model), "weight_decay": 0.0},
     ]
-    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-    return optimizer(
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
         # Of the entries for one parameter the later wins.
         reduce_param_groups(params),
         lr=cfg.SOLVER.BASE_LR,
@@ -46,6 +49,14 @@ def build_optimizer(cfg, model):
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         foreach=True,
     )
+    if cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE != 0:
+        optimizer.register_step_pre_hook(AdaptiveClipper(model, cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE))
+    return optimizer
+
+
+def _metrics(model):
+    convs = [m for m in model.modules() if isinstance(m, (ScaledConv2d, ScaledConvTranspose2d))]
+    return [c.metric for c in convs if c.metric is not None and c.metric.requires_grad]
 
 
 def _trained(model, module_type):

@@ -22,8 +22,9 @@ from ..data.paths import dataset_root
 from ..data.stock_mapper import CheckedDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import IsoCheckpointer
+from .choices import penalty_coefficient, penalty_mode
 from .hooks import DeltaInitHook, OrthogonalityLossHook
-from .isometry_hook import IsometryHook
+from .isometry_hook import IsometryHook, SignalHook
 from .layers import NORM_LAYERS
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
@@ -88,14 +89,15 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, then
         Detectron2's hooks, of which the writer must come last."""
-        iso, hooks = self.cfg.ISO, []
+        iso, hooks = self.cfg.ISO, [SignalHook()]
         if iso.DELTA_INIT.ENABLED:
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
-        if iso.ORTHO.COEFF != 0:
+        coeff = penalty_coefficient(self.cfg)
+        if coeff != 0:
             hooks.append(
                 OrthogonalityLossHook(
-                    iso.ORTHO.COEFF,
-                    mode=iso.ORTHO.MODE,
+                    coeff,
+                    mode=penalty_mode(self.cfg),
                     include=iso.ORTHO.INCLUDE,
                     exclude=iso.ORTHO.EXCLUDE,
                     period=iso.ORTHO.PERIOD,

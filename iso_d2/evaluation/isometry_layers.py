@@ -78,7 +78,7 @@ def smallest_grid(kernel_size, stride):
 
 @torch.no_grad()
 def measure_convolution(conv, grid=0):
-    """The range of the singular values of a convolution as an operator on a circular grid.
+    """The range of the singular values of a convolution as an operator on a circular grid, without its gain.
 
     Of the side that can be an isometry, as in :func:`iso_d2.isometry.isometry_error`: pixels that a stride
     beyond the kernel size skips do not count. A transposed convolution is measured as the convolution whose
@@ -160,6 +160,7 @@ def measure_scales(network):
     """The residual scales of a network.
 
     Returns:
-        dict[str, float]: by the dotted name of each SharedScale; empty where there is none.
+        dict[str, float]: by the dotted name of each SharedScale, the mean of one with a scale a channel; empty
+        where there is none.
     """
-    return {n: m.scale.item() for n, m in network.named_modules() if isinstance(m, SharedScale)}
+    return {n: m.scale.mean().item() for n, m in network.named_modules() if isinstance(m, SharedScale)}

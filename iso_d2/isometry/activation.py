@@ -89,9 +89,11 @@ class SReLU(nn.Module):
                 )
             dtype = torch.promote_types(x.dtype, residual.dtype)
             x, residual = x.to(dtype), residual.to(dtype)
+        # a view belongs to somebody: a backward hook of the layer before hands its output on as one
+        inplace = self.inplace and not x._is_view()
         if torch.is_grad_enabled():
-            return _ShiftedReLU.apply(x, residual, self.threshold, self.inplace)
-        return _shifted_relu(x, residual, self.threshold, self.inplace)
+            return _ShiftedReLU.apply(x, residual, self.threshold, inplace)
+        return _shifted_relu(x, residual, self.threshold, inplace)
 
     def extra_repr(self):
         learnable = self.threshold.requires_grad

@@ -43,7 +43,9 @@ def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
     if len(weight_shape) != 4:
         raise ValueError(f"conv_gain takes a shape (M, C / groups, kh, kw), got {tuple(weight_shape)}")
     if groups < 1 or weight_shape[0] % groups:
-        raise ValueError(f"groups must divide the first of the weight's sizes {tuple(weight_shape)}, got {groups}")
+        raise ValueError(
+            f"groups must divide the first of the weight's sizes {tuple(weight_shape)}, got {groups}"
+        )
     stride = per_axis("stride", stride, 2)
     first, second, *kernel_size = weight_shape
     first //= groups
@@ -79,7 +81,9 @@ class _Scaled:
     def _by_input(self, factors, weight):
         """The weight with each input channel's part times its factor, (C_in,)."""
         if len(factors) != self.in_channels:
-            raise ValueError(f"a scale must have {self.in_channels} values, one an input channel, or none, got {len(factors)}")
+            raise ValueError(
+                f"a scale must have {self.in_channels} values, one an input channel, or none, got {len(factors)}"
+            )
         if self.transposed:
             return factors.view(-1, 1, 1, 1) * weight
         if self.groups == 1:

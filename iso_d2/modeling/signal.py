@@ -42,7 +42,9 @@ class Signal:
         if self.kind not in SIGNALS:
             raise ValueError(f"signal must be one of {', '.join(SIGNALS)}, got {self.kind!r}")
         if self.start not in (None, "orthogonal", "delta"):
-            raise ValueError(f"the start of an isometric network must be orthogonal or delta, got {self.start!r}")
+            raise ValueError(
+                f"the start of an isometric network must be orthogonal or delta, got {self.start!r}"
+            )
         if self.threshold is not None and not self.scaled:
             raise ValueError("the gain of SReLU (srelu_gain) needs signal 'scaled', got 'paper'")
 
@@ -72,7 +74,9 @@ class Signal:
             padding=dilation * (kernel_size - 1) // 2,
             dilation=dilation,
             bias=False,
-            gain=self._gain((out_channels, in_channels, kernel_size, kernel_size), stride, False, reads_srelu),
+            gain=self._gain(
+                (out_channels, in_channels, kernel_size, kernel_size), stride, False, reads_srelu
+            ),
             metric=self.metric,
         )
         if self.orthogonal and (in_channels != out_channels or stride != 1):
@@ -110,5 +114,3 @@ class Signal:
             return 1.0
         gain = conv_gain(weight_shape, stride, transposed=transposed)
         return gain * srelu_gain(self.threshold) if reads_srelu and self.threshold is not None else gain
-
-

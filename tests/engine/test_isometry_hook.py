@@ -10,6 +10,7 @@ from engine_toys import ToyModel, tiny_resnet, toy_batches
 from torch import nn
 
 from iso_d2.engine import IsometryHook, Trainer
+from iso_d2.engine.isometry_hook import SignalHook
 from iso_d2.isometry import conv_singular_values
 from iso_d2.modeling import ISONet
 
@@ -93,3 +94,39 @@ def test_trainer_takes_it_from_the_config(toy_data, tmp_path, period):
     trainer.train()
     written = "isometry/backbone.res3.0.conv1_max" in (tmp_path / "metrics.json").read_text()
     assert written == bool(period)
+
+
+def first_step(net, log):
+    trainer = SimpleTrainer(ToyModel(net), toy_batches(), torch.optim.SGD(net.parameters(), lr=0.0))
+    trainer.register_hooks([SignalHook()])
+    trainer.train(0, 2)
+    assert not any(m._forward_hooks for m in net.modules())
+    return [record for record in log.records if record.name == "iso_d2.engine.isometry_hook"]
+
+
+def test_the_first_step_s_signal_is_logged_once(log):
+    table, fault = first_step(ISONet(8, True, stem="cifar", srelu_init=-100.0, out_features=["res2"]), log)
+    assert "backbone.res2.0.srelu" in table.getMessage() and "mean square" in table.getMessage()
+    assert fault.levelname == "WARNING"
+    assert (
+        "linear (below 0.1% of the values held) at 3 of 3 SReLUs: backbone.stem.srelu" in fault.getMessage()
+    )
+
+
+def test_a_dead_network_is_named(log):
+    _, fault = first_step(ISONet(8, False, stem="cifar", srelu_init=100.0, out_features=["res2"]), log)
+    assert "dead (above 99% held) at 3 of 3" in fault.getMessage()
+
+
+def test_a_network_without_srelu_has_no_such_signal(log):
+    assert first_step(tiny_resnet(), log) == []
+
+
+def test_held_shares_and_mean_squares_are_written(tmp_path):
+    net = ISONet(8, True, stem="cifar", srelu_init=0.2, out_features=["res2"])
+    (step,) = train(ToyModel(net), 1, 1, tmp_path)
+    # three channels of a constant image at 100 / 255, 13 of zeros, which are held
+    assert step["backbone.stem.srelu_held"] == pytest.approx(13 / 16)
+    assert step["backbone.stem.conv_mean_square"] == pytest.approx(3 / 16 * (100 / 255) ** 2)
+    square = 3 / 16 * (100 / 255) ** 2 + 13 / 16 * 0.2**2
+    assert step["backbone.stem.srelu_mean_square"] == pytest.approx(square)

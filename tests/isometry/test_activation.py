@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from iso_d2.isometry import SharedScale, SReLU
+from iso_d2.isometry import SharedScale, SReLU, srelu_gain
 
 
 def test_srelu_is_relu_shifted_by_the_threshold_of_each_channel():
@@ -192,3 +194,29 @@ def test_shared_scale_starts_at_zero_and_keeps_the_dtype():
     assert not scale(x).any()
     scale(x.float()).sum().backward()
     torch.testing.assert_close(scale.scale.grad, x.float().sum())
+
+
+@pytest.mark.parametrize("b", [-3.0, -1.0, -0.3, 0.0, 0.5, 2.0])
+def test_the_gain_restores_the_mean_square_of_a_normal_input(b):
+    z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
+    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+    mean_square = torch.trapezoid(z.clamp(min=b).square() * density, z).item()
+    assert srelu_gain(b) == pytest.approx(mean_square**-0.5, rel=1e-8)
+
+
+def test_known_gains():
+    assert srelu_gain(0) == pytest.approx(math.sqrt(2), rel=1e-12)
+    assert srelu_gain(-math.inf) == 1
+    assert srelu_gain(-40) == pytest.approx(1, rel=1e-12)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="a number below infinity"):
+            srelu_gain(wrong)
+
+
+def test_a_scale_for_each_channel():
+    scale = SharedScale(0.5, channels=3)
+    with torch.no_grad():
+        scale.scale.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(scale(x), torch.stack([x[:, 0], 2 * x[:, 1], 3 * x[:, 2]], dim=1))
+    assert scale.bfloat16()(x.bfloat16()).dtype == torch.bfloat16

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from dense_operator import dense_operator
 
-from iso_d2.isometry import delta_init_
+from iso_d2.isometry import delta_init_, orthogonal_init_, orthogonality_loss
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,47 @@ def test_bad_arguments():
         delta_init_(torch.empty(4, 4, 1, 1), groups=3, transposed=True)
     with pytest.raises(ValueError, match=r"stride must be a positive int or 2 of them, got \(1, 2, 3\)"):
         delta_init_(torch.empty(4, 4, 1, 1), stride=(1, 2, 3))
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (2, 2), (3, 3), (4, 4), (7, 7), (3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, (1, 2)])
+@pytest.mark.parametrize("channels", [(2, 3), (3, 3), (5, 3), (14, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_orthogonal_is_a_dense_isometry(kernel_size, stride, channels, groups, transposed):
+    out_channels, in_channels = channels
+    weight = torch.empty(out_channels * groups, in_channels, *kernel_size, dtype=torch.float64)
+    assert orthogonal_init_(weight, stride, groups, transposed) is weight
+    a = dense_operator(weight, (4, 4), stride, groups)
+    values = torch.linalg.svdvals(a)
+    # a stride beyond the kernel leaves pixels unread, whose singular values are 0
+    torch.testing.assert_close(values[values > 1e-9], torch.ones_like(values[values > 1e-9]))
+    rank = min(out_channels, in_channels * math.prod(read_taps(kernel_size, stride)))
+    assert (values > 1e-9).sum() == rank * groups * 16 // math.prod(per_axis(stride))
+    assert orthogonality_loss(weight, stride, groups, mode="exact") < 1e-20
+    # every channel is read, and gets something
+    assert weight.flatten(1).norm(dim=1).min() > 1e-3
+
+
+def per_axis(stride):
+    return (stride, stride) if isinstance(stride, int) else stride
+
+
+def read_taps(kernel_size, stride):
+    return [min(k, s) for k, s in zip(kernel_size, per_axis(stride), strict=True)]
+
+
+def test_orthogonal_is_random_and_repeatable():
+    draws = [
+        orthogonal_init_(torch.empty(4, 4, 3, 3), generator=torch.Generator().manual_seed(s))
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert draws[0].abs().sum((0, 1)).nonzero().tolist() == [[1, 1]]  # the centre tap alone
+
+
+def test_orthogonal_up_convolution_spreads_each_pixel_over_its_block():
+    up = orthogonal_init_(torch.empty(4, 2, 6, 6), stride=2, transposed=True)
+    x = torch.randn(1, 4, 3, 3)
+    y = F.conv_transpose2d(x, up, stride=2, padding=2)
+    torch.testing.assert_close(F.avg_pool2d(y.square().sum(1), 2) * 4, x.square().sum(1))

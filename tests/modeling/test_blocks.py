@@ -151,13 +151,19 @@ def test_hooks_of_the_last_convolution_are_called_and_change_no_value():
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     expected = block(x)
     expected_grads = torch.autograd.grad(expected.square().sum(), list(block.parameters()))
-    output_of_branch = block.branch(x).detach()
+    output_of_branch = 0.25 * block.branch(x).detach()  # the scale is in the weight
     seen = []
-    block.branch[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    # a clone: the SReLU works in place
+    block.branch[-1].register_forward_hook(
+        lambda module, inputs, output: seen.append(output.detach().clone())
+    )
+    for conv in (block.branch[0], block.branch[-1]):
+        conv.register_full_backward_hook(lambda module, grad_inputs, grad_outputs: seen.append(None))
     out = block(x)
     torch.testing.assert_close(seen, [output_of_branch], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     grads = torch.autograd.grad(out.square().sum(), list(block.parameters()))
+    assert len(seen) == 3
     torch.testing.assert_close(grads, expected_grads, rtol=1e-10, atol=1e-12)
 
 
@@ -202,12 +208,12 @@ def refused(blocks, message):
     [
         (
             nn.utils.parametrizations.weight_norm,
-            "got ParametrizedConv2d at the end of a branch: remove its parametrization first",
+            "got ParametrizedScaledConv2d: remove its parametrization first",
         ),
-        (nn.utils.weight_norm, "with the parameters bias, weight_g, weight_v at the end"),
+        (nn.utils.weight_norm, "with the parameters bias, metric, weight_g, weight_v: remove"),
         (
             lambda conv: prune.random_unstructured(conv, "weight", 0.5),
-            "with the parameters bias, weight_orig at the end of a branch: remove its weight norm or pruning",
+            "with the parameters bias, metric, weight_orig: remove its weight norm or pruning",
         ),
     ],
 )
@@ -221,7 +227,7 @@ def test_a_convolution_with_a_norm_is_not_folded():
     blocks = two_blocks()
     normed = detectron2.layers.Conv2d(4, 4, 3, padding=1, bias=False, norm=nn.BatchNorm2d(4))
     blocks[1].branch[-1] = normed
-    refused(blocks, "got Conv2d at the end of a branch")
+    refused(blocks, "got Conv2d: remove its parametrization")
 
 
 @pytest.mark.parametrize("position", [0, -1])

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from iso_d2.config import add_iso_config
+from iso_d2.engine.choices import penalty_coefficient, penalty_mode, scale_lr_factor, sum_of_rates
+
+
+def config(*opts):
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+SHORT = ("SOLVER.BASE_LR", 0.1, "SOLVER.MAX_ITER", 100, "SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", (50,))
+
+
+def test_the_paper_s_signal_leaves_everything_as_the_paper_has_it():
+    cfg = config(*SHORT)
+    assert (penalty_coefficient(cfg), penalty_mode(cfg), scale_lr_factor(cfg)) == (1e-4, "paper", 0.1)
+
+
+def test_the_scaled_signal_chooses_for_itself_what_is_not_given():
+    cfg = config(*SHORT, "MODEL.ISONET.SIGNAL", "scaled")
+    assert (penalty_mode(cfg), scale_lr_factor(cfg)) == ("exact", 1.0)
+    assert penalty_coefficient(cfg) == penalty_coefficient(config(*SHORT, "ISO.ORTHO.COEFF", "auto")) > 1e-3
+    given = ("ISO.ORTHO.COEFF", 0.5, "ISO.ORTHO.MODE", "paper", "SOLVER.SCALE_LR_FACTOR", 0.0)
+    cfg = config(*SHORT, "MODEL.ISONET.SIGNAL", "scaled", *given)
+    assert (penalty_coefficient(cfg), penalty_mode(cfg), scale_lr_factor(cfg)) == (0.5, "paper", 0.0)
+
+
+def test_a_unet_has_a_signal_of_its_own():
+    cfg = config(*SHORT, "MODEL.UNET.SIGNAL", "scaled")
+    assert penalty_mode(cfg) == "paper"
+    cfg.MODEL.META_ARCHITECTURE = "UNetSegmentor"
+    assert penalty_mode(cfg) == "exact"
+
+
+def test_the_sum_of_rates():
+    assert sum_of_rates(config(*SHORT)) == pytest.approx(50 * 0.1 + 50 * 0.01)
+    # linear warm-up from a thousandth of the rate
+    warm = config(*SHORT, "SOLVER.WARMUP_ITERS", 20)
+    expected = sum(0.1 * (1e-3 + i / 20 * (1 - 1e-3)) for i in range(20)) + 30 * 0.1 + 50 * 0.01
+    assert sum_of_rates(warm) == pytest.approx(expected)
+    long = ("SOLVER.MAX_ITER", 90_000, "SOLVER.STEPS", (60_000,), "SOLVER.WARMUP_ITERS", 0)
+    assert sum_of_rates(config(*SHORT, *long)) == pytest.approx(6000 + 300, rel=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_auto_pulls_a_singular_value_back_whatever_the_schedule(momentum):
+    """The penalty of a 1x1 kernel of one channel is 1/2 (w^2 - 1)^2: SGD on it alone."""
+    left = []
+    for steps, rate in ((200, 0.05), (2000, 0.05), (400, 0.2)):
+        opts = (
+            "SOLVER.BASE_LR",
+            rate,
+            "SOLVER.MAX_ITER",
+            steps,
+            "SOLVER.STEPS",
+            (),
+            "SOLVER.MOMENTUM",
+            momentum,
+        )
+        gamma = penalty_coefficient(config(*SHORT, *opts, "ISO.ORTHO.COEFF", "auto"))
+        weight = torch.tensor(1.001, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], lr=rate, momentum=momentum)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (gamma * 0.5 * (weight**2 - 1) ** 2).backward()
+            optimizer.step()
+        left.append(math.log((weight.item() - 1) / 0.001))
+    assert left == pytest.approx([left[0]] * 3, rel=0.25)
+    assert left[0] < -1
+
+
+def test_auto_never_falls_below_the_paper_s():
+    cfg = config("SOLVER.MAX_ITER", 10_000_000, "SOLVER.STEPS", (), "ISO.ORTHO.COEFF", "auto")
+    assert penalty_coefficient(cfg) == 1e-4
+
+
+@pytest.mark.parametrize("coeff", ["Auto", True, [1]])
+def test_what_is_no_coefficient(coeff):
+    cfg = config(*SHORT)
+    cfg.ISO.ORTHO.COEFF = coeff
+    with pytest.raises(ValueError, match=r"ISO\.ORTHO\.COEFF must be a number, 'auto' or None, got"):
+        penalty_coefficient(cfg)
+
+
+def test_auto_needs_a_schedule():
+    with pytest.raises(ValueError, match=r"needs a schedule with learning rates above 0, got .*BASE_LR 0\.0"):
+        penalty_coefficient(config(*SHORT, "SOLVER.BASE_LR", 0.0, "ISO.ORTHO.COEFF", "auto"))
