@@ -42,9 +42,12 @@ def _iso_config():
     cfg.MODEL.ISONET.SRELU_INIT = -1.0
     # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
-    # "paper": delta kernels, no gain. "scaled": random isometries where the width changes, and gains that keep
-    # the mean square of the values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
+    # "paper": delta kernels, no gains. "scaled": random isometries with gains that keep the mean square of the
+    # values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
     cfg.MODEL.ISONET.SIGNAL = "paper"
+    # "delta"; "orthogonal", a random semi-orthogonal matrix where width or size changes; "random", isometries
+    # over all taps. None: "delta" with SIGNAL "paper", "random" with "scaled"
+    cfg.MODEL.ISONET.INIT = None
     # Start of the residual scales s; None: 0 with SIGNAL "paper", 1 / sqrt(blocks) with "scaled"
     cfg.MODEL.ISONET.SCALE_INIT = None
     # One residual scale for each channel that the last convolution of a branch reads, in place of one a block
@@ -78,8 +81,9 @@ def _iso_config():
     cfg.MODEL.UNET.ISOMETRIC = True
     # Normalization after each 3x3 convolution: "" (none), "BN", "GN", ... as in Detectron2
     cfg.MODEL.UNET.NORM = ""
-    # ISO-UNet's start: "orthogonal", or "delta", the report's literal form, in which few channels live
-    cfg.MODEL.UNET.INIT = "orthogonal"
+    # ISO-UNet's start: "orthogonal", "random" (as in ISONET.INIT), or "delta", the report's literal form, in which
+    # few channels live. None: "orthogonal" with SIGNAL "paper", "random" with "scaled"
+    cfg.MODEL.UNET.INIT = None
     # ISO-UNet's "paper": no gains. "scaled": gains that keep the mean square of the values at every width
     cfg.MODEL.UNET.SIGNAL = "paper"
     # Every convolution learns a factor for each of its input channels: an isometry in a diagonal metric

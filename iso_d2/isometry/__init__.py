@@ -1,6 +1,6 @@
 """Isometric layers and the mathematics of isometric convolutions. Needs nothing but torch."""
 
-from .activation import SharedScale, SReLU, srelu_gain
+from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square
 from .initialization import delta_init_, orthogonal_init_
 from .orthogonality import (
     conv_gram,
@@ -26,4 +26,5 @@ __all__ = [
     "orthogonality_losses",
     "orthogonality_multiply_adds",
     "srelu_gain",
+    "srelu_mean_square",
 ]

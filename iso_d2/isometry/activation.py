@@ -11,11 +11,40 @@ import torch
 from torch import nn
 
 
-def srelu_gain(threshold):
-    """What restores the mean square of max(z, b), z standard normal: 1 / sqrt(b^2 Phi(b) + 1 - Phi(b) + b phi(b)).
+def srelu_mean_square(threshold, mean_square=1.0):
+    """The mean square of max(z, b), z normal of mean 0 and mean square q.
 
-    phi and Phi are the density and the distribution function of z. 1.149 at b = -1, sqrt(2) at b = 0, which is
-    ReLU's; 1 for b to minus infinity.
+        q (t^2 Phi(t) + 1 - Phi(t) + t phi(t)),    t = b / sqrt(q)
+
+    phi and Phi are the density and the distribution function of the standard normal.
+
+    Args:
+        threshold (float): b.
+        mean_square (float): q.
+
+    Returns:
+        float
+
+    Raises:
+        ValueError: a threshold that is no number, or infinite and positive; a mean square that is not above 0.
+    """
+    b, q = float(threshold), float(mean_square)
+    if math.isnan(b) or b == math.inf:
+        raise ValueError(f"the threshold of an SReLU must be a number below infinity, got {threshold}")
+    if not (q > 0 and math.isfinite(q)):
+        raise ValueError(f"the mean square must be a finite number above 0, got {mean_square}")
+    if b == -math.inf:
+        return q
+    t = b / math.sqrt(q)
+    below = math.erfc(-t / math.sqrt(2)) / 2
+    density = math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+    return q * (t * t * below + 1 - below + t * density)
+
+
+def srelu_gain(threshold):
+    """What restores the mean square of max(z, b), z standard normal: 1 / root mean square.
+
+    1.149 at b = -1; sqrt(2) at b = 0, which is ReLU's; 1 for b to minus infinity.
 
     Args:
         threshold (float): b.
@@ -24,19 +53,12 @@ def srelu_gain(threshold):
         float
 
     Raises:
-        ValueError: a threshold that is no number, or infinite and positive.
+        ValueError: as of :func:`srelu_mean_square`.
 
     Source: NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171), section 3, which divides by the
     standard deviation instead; the integral is elementary.
     """
-    b = float(threshold)
-    if math.isnan(b) or b == math.inf:
-        raise ValueError(f"srelu_gain takes a number below infinity, got {threshold}")
-    if b == -math.inf:
-        return 1.0
-    below = math.erfc(-b / math.sqrt(2)) / 2
-    density = math.exp(-b * b / 2) / math.sqrt(2 * math.pi)
-    return 1 / math.sqrt(b * b * below + 1 - below + b * density)
+    return srelu_mean_square(threshold) ** -0.5
 
 
 class SReLU(nn.Module):

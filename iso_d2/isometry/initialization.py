@@ -1,8 +1,9 @@
 """Convolutions that start as an isometry: as (a part of) the identity, or as a random one.
 
 Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020, for the delta; Xiao et al.,
-"Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, https://arxiv.org/abs/1806.05393, section 3,
-for the delta-orthogonal start. What differs: the strided and transposed forms, which neither has.
+"Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, https://arxiv.org/abs/1806.05393, for random
+orthogonal kernels: on the centre tap (section 3, "delta-orthogonal") and over all taps (appendix, algorithm 1;
+Kautsky, Turcajova, 1994). What differs: the strided and transposed forms, which neither has.
 """
 
 import itertools
@@ -58,11 +59,16 @@ def delta_init_(weight, stride=1, groups=1, transposed=False):
 
 
 @torch.no_grad()
-def orthogonal_init_(weight, stride=1, groups=1, transposed=False, generator=None):
+def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=False, generator=None):
     """Set a convolution weight to a random isometry, or to the adjoint of one, in place.
 
     A random semi-orthogonal matrix takes the place of the delta's ones. At stride 1 it lies on the centre tap,
-    (M, C). A strided convolution reads all pixels of its stride x stride block, as far as its kernel has taps:
+    (M, C), or with `all_taps` becomes a kernel over all of them: with n = max(M, C), Q a random orthogonal
+    matrix and P_i random projections of half the rank, each an orthogonal convolution of two taps,
+
+        Q * (P_1 + (I - P_1) z_1) * (P_2 + (I - P_2) z_2) * ...,    z_i a shift by one tap along an axis,
+
+    with kh - 1 factors of one axis and kw - 1 of the other, of which the first M rows and C columns. A strided convolution reads all pixels of its stride x stride block, as far as its kernel has taps:
     the matrix is (M, E) with E = C * min(kh, sh) * min(kw, sw), one column for each channel and phase. A
     transposed convolution spreads an input pixel over such a block, (C_in, E). The penalty's ``mode="exact"``
     is 0 there. Unlike with the delta, no channel is lost or empty where the width changes.
@@ -70,6 +76,7 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, generator=Non
     Args:
         weight, stride, groups, transposed: as of :func:`delta_init_`; here the stride should be the
             convolution's own.
+        all_taps (bool): use all taps of a convolution of stride 1, of two dimensions; others are as without.
         generator (torch.Generator or None): None: PyTorch's own.
 
     Returns:
@@ -87,11 +94,36 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, generator=Non
     rows, columns = kernels.shape[1:3]
     weight.zero_()
     for kernel in kernels:
+        if all_taps and len(kernel_size) == 2 and set(stride) == {1}:
+            kernel.copy_(_orthogonal_kernel(kernel, generator))
+            continue
         matrix = weight.new_empty(rows, len(phases), columns)
         nn.init.orthogonal_(matrix.view(rows, -1), generator=generator)
         for phase, tap in enumerate(phases):
             kernel[(slice(None), slice(None), *tap)] = matrix[:, phase]
     return weight
+
+
+def _orthogonal_kernel(like, generator):
+    """(M, C, kh, kw), all rows or all columns of a random orthogonal convolution, see `orthogonal_init_`."""
+    rows, columns, *kernel_size = like.shape
+    size = max(rows, columns)
+    options = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": "cpu"}
+
+    def orthogonal():
+        return nn.init.orthogonal_(torch.empty(size, size, **options), generator=generator)
+
+    # (kh, kw, n, n), from the left a growing part of the kernel
+    kernel = orthogonal()[None, None]
+    axes = [0] * (kernel_size[0] - 1) + [1] * (kernel_size[1] - 1)
+    for i, axis in enumerate(axes):
+        half = orthogonal()[
+            :, : (size + 1 - i % 2) // 2
+        ]  # of odd sizes the larger half and the smaller in turn
+        kept = kernel @ half @ half.T
+        space = torch.zeros_like(kernel.narrow(axis, 0, 1))
+        kernel = torch.cat([kept, space], axis) + torch.cat([space, kernel - kept], axis)
+    return kernel[:, :, :rows, :columns].permute(2, 3, 0, 1).to(like)
 
 
 def _axis_taps(kernel_size, stride, transposed):

@@ -38,6 +38,7 @@ def isonet_options(node):
         "scale_init": node.SCALE_INIT,
         "channel_scales": node.CHANNEL_SCALES,
         "signal": node.SIGNAL,
+        "init": node.INIT,
         "metric": node.METRIC,
         "srelu_gain": node.SRELU_GAIN,
     }

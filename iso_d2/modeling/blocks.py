@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..isometry import ScaledConv2d, SharedScale, SReLU
-from .signal import Signal
+from .signal import PAPER
 
 
 class Stem(CNNBlockBase):
@@ -31,9 +31,7 @@ class Stem(CNNBlockBase):
         signal (Signal): how the convolution starts.
     """
 
-    def __init__(
-        self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True, signal=Signal()
-    ):
+    def __init__(self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True, signal=PAPER):
         imagenet = kind == "imagenet"
         super().__init__(in_channels, out_channels, 4 if imagenet else 1)
         if imagenet:
@@ -88,7 +86,7 @@ class IsoBlock(CNNBlockBase):
         srelu_learnable=True,
         scale_init=0.0,
         channel_scales=False,
-        signal=Signal(),
+        signal=PAPER,
     ):
         super().__init__(in_channels, out_channels, stride)
         if bottleneck_channels is None:

@@ -78,8 +78,8 @@ class ISONet(Backbone):
 
     Only the stages that some output feature needs are built. No normalization layer, no bias on any
     convolution. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta kernel. With
-    ``signal="scaled"`` those that change width or size, the stem among them, start as a random isometry, and
-    each has the gain that keeps the mean square of its values, see :class:`~iso_d2.modeling.signal.Signal`.
+    ``signal="scaled"`` each starts as a random isometry and has the gain that keeps the mean square of its
+    values, see :class:`~iso_d2.modeling.signal.Signal`.
 
     Args:
         depth (int): 18, 34 (basic blocks), 50, 101, 152 (bottleneck blocks), all of four stages and
@@ -99,6 +99,8 @@ class ISONet(Backbone):
         checkpoint_stages (sequence of str): stages of which training keeps nothing but the input and
             computes the rest again in backward: less memory for one more forward pass of theirs.
         signal (str): "paper" or "scaled".
+        init (str or None): "delta", "orthogonal" or "random", see :class:`~iso_d2.modeling.signal.Signal`; None:
+            as the signal says. A 7x7 stem with the paper's signal has PyTorch's own in any case.
         metric (bool): every convolution learns a factor for each of its input channels.
         srelu_gain (bool): with "scaled", the gains make good what an SReLU takes from a standard normal input.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
@@ -126,13 +128,14 @@ class ISONet(Backbone):
         res5_dilation=1,
         checkpoint_stages=(),
         signal="paper",
+        init=None,
         metric=False,
         srelu_gain=False,
         channel_scales=False,
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
-        signal = Signal(signal, None, metric, srelu_init if srelu_gain else None)
+        signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
         stages = [f"res{i + 2}" for i in range(len(layout.blocks))]
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):

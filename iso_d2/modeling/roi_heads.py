@@ -32,7 +32,7 @@ class ISORes5ROIHeads(Res5ROIHeads):
                 f"ISORes5ROIHeads needs an ISONet with a res5, got MODEL.ISONET.DEPTH {node.DEPTH}, "
                 f"which ends at res{len(layout.blocks) + 1}"
             )
-        signal = Signal(node.SIGNAL, None, node.METRIC, node.SRELU_INIT if node.SRELU_GAIN else None)
+        signal = Signal(node.SIGNAL, node.INIT, node.METRIC, node.SRELU_INIT if node.SRELU_GAIN else None)
         stage = make_iso_stage(
             layout.blocks[-1],
             layout.channels[-2],

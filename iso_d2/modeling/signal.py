@@ -12,6 +12,7 @@ from ..isometry import (
 )
 
 SIGNALS = ("paper", "scaled")
+STARTS = ("delta", "orthogonal", "random")
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Signal:
     """The convolutions of a network: their start, their gain, their metric.
 
     Args:
-        kind (str): "paper": delta kernels and no gain. "scaled": where the width or the size changes, random
-            semi-orthogonal kernels, :func:`~iso_d2.isometry.orthogonal_init_`, and everywhere the gain that keeps
-            the mean square of the values, :func:`~iso_d2.isometry.conv_gain`.
-        start (str or None): "orthogonal" or "delta" kernels where width or size changes; None: as `kind` says.
+        kind (str): "paper" has no gains. "scaled" has everywhere the gain that keeps the mean square of the
+            values, :func:`~iso_d2.isometry.conv_gain`.
+        start (str or None): "delta": delta kernels. "orthogonal": delta kernels where the width and the size
+            stay, else a random semi-orthogonal matrix on as many taps as the stride has pixels. "random": over
+            all taps, see :func:`~iso_d2.isometry.orthogonal_init_`. None: "delta" with "paper", "random" with
+            "scaled".
         metric (bool): every convolution learns a factor for each of its input channels.
         threshold (float or None): b of the SReLUs, whose own loss the gain of the convolutions that read one
             makes good, by :func:`~iso_d2.isometry.srelu_gain`; None: it does not.
@@ -41,20 +44,14 @@ class Signal:
     def __post_init__(self):
         if self.kind not in SIGNALS:
             raise ValueError(f"signal must be one of {', '.join(SIGNALS)}, got {self.kind!r}")
-        if self.start not in (None, "orthogonal", "delta"):
-            raise ValueError(
-                f"the start of an isometric network must be orthogonal or delta, got {self.start!r}"
-            )
+        if self.start not in (None, *STARTS):
+            raise ValueError(f"init must be one of {', '.join(STARTS)} or None, got {self.start!r}")
         if self.threshold is not None and not self.scaled:
             raise ValueError("the gain of SReLU (srelu_gain) needs signal 'scaled', got 'paper'")
 
     @property
     def scaled(self):
         return self.kind == "scaled"
-
-    @property
-    def orthogonal(self):
-        return self.start == "orthogonal" if self.start else self.scaled
 
     def conv(self, in_channels, out_channels, kernel_size, stride=1, dilation=1, reads_srelu=True):
         """A convolution without bias that keeps the size at stride 1.
@@ -79,16 +76,12 @@ class Signal:
             ),
             metric=self.metric,
         )
-        if self.orthogonal and (in_channels != out_channels or stride != 1):
-            orthogonal_init_(conv.weight, stride)
-        else:
-            delta_init_(conv.weight)
-        return conv
+        return self._start(conv, in_channels == out_channels and stride == 1)
 
     def doubling(self, in_channels, out_channels, kernel_size):
         """A transposed convolution of stride 2 without bias that doubles the size.
 
-        It reads an SReLU. A random start is a semi-orthogonal matrix on the taps of one 2x2 block.
+        It reads an SReLU. A start that is not "delta" is a semi-orthogonal matrix on the taps of one 2x2 block.
 
         Returns:
             ScaledConvTranspose2d
@@ -103,10 +96,15 @@ class Signal:
             gain=self._gain((in_channels, out_channels, kernel_size, kernel_size), 2, True, True),
             metric=self.metric,
         )
-        if self.orthogonal:
-            orthogonal_init_(conv.weight, 2, transposed=True)
+        return self._start(conv, False)
+
+    def _start(self, conv, keeps_shape):
+        start = self.start or ("random" if self.scaled else "delta")
+        if start == "delta" or (start == "orthogonal" and keeps_shape):
+            delta_init_(conv.weight, transposed=conv.transposed)
         else:
-            delta_init_(conv.weight, transposed=True)
+            all_taps = start == "random"
+            orthogonal_init_(conv.weight, conv.stride, transposed=conv.transposed, all_taps=all_taps)
         return conv
 
     def _gain(self, weight_shape, stride, transposed, reads_srelu):
@@ -114,3 +112,6 @@ class Signal:
             return 1.0
         gain = conv_gain(weight_shape, stride, transposed=transposed)
         return gain * srelu_gain(self.threshold) if reads_srelu and self.threshold is not None else gain
+
+
+PAPER = Signal()

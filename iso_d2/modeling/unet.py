@@ -7,14 +7,15 @@ off the skip connections. What differs from the latter: the initialisation, see 
 
 import math
 from collections import OrderedDict
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import nn
 
-from ..isometry import SReLU
-from .signal import Signal
+from ..isometry import SReLU, srelu_gain, srelu_mean_square
+from .signal import STARTS, Signal
 
 
 class UNet(nn.Module):
@@ -30,10 +31,16 @@ class UNet(nn.Module):
     image and leave all others 0; and a channel that is 0, as are the weights that read it, has no gradient
     and stays 0. Only the first `base_channels` of each level can ever wake, through the uppermost one. So
     ``init="orthogonal"`` takes the delta only where the width stays; where it changes, the centre tap is a
-    random semi-orthogonal matrix. The transposed convolution spreads each input pixel over one 2x2 block,
+    random semi-orthogonal matrix; ``init="random"`` has random isometries over all taps everywhere. The
+    transposed convolution spreads each input pixel over one 2x2 block,
     x -> x W with W (C_in, 4 C_out); it keeps the norm of x if the rows of W are orthonormal, which they can
     be as C_in = 2 C_out. Every convolution is then exactly an isometry or, where it narrows, the adjoint of
     one: the orthogonality penalty with ``mode="exact"`` is 0, with either `up_kernel`.
+
+    An isometry from few channels to many makes each value smaller, until none reaches the thresholds b.
+    ``signal="scaled"`` gives every convolution the gain that keeps the mean square of its values, and those
+    that double the size one more, by which the upward path is concatenated at the mean square that the skip
+    connection has, as in EDM2 (Karras et al., 2023, https://arxiv.org/abs/2312.02696, section 2.4).
 
     UNet has ReLU and a normalization between convolution and activation. Where there is none the convolutions
     have biases; so does, in either case, the convolution that doubles the size. Weights are drawn from a
@@ -46,7 +53,8 @@ class UNet(nn.Module):
         depth (int): how many levels (resolutions).
         isometric (bool): ISO-UNet or UNet.
         norm (str or callable): normalization of UNet as in Detectron2's ``get_norm``; "": none.
-        init (str): of ISO-UNet, "orthogonal" or "delta".
+        init (str or None): of ISO-UNet, "delta", "orthogonal" or "random"; None: "orthogonal" with the paper's
+            signal, "random" with "scaled".
         up (str): "transposed", a transposed convolution of stride 2, or "nearest", each pixel repeated 2x2
             (in ISO-UNet at half its value, which keeps the norm) and a 3x3 convolution.
         up_kernel (int): of the transposed convolution. 2, UNet's own: each output pixel sees one input pixel.
@@ -55,6 +63,9 @@ class UNet(nn.Module):
             for a larger one, so 2 is the default. With ``init="orthogonal"`` the outer taps start as 0.
         srelu_init (float): b in ISO-UNet's max(x, b).
         srelu_learnable (bool): whether the thresholds b are learned.
+        signal (str): of ISO-UNet, "paper" or "scaled".
+        metric (bool): every convolution of an ISO-UNet but the 1x1 learns a factor for each input channel.
+        srelu_gain (bool): with "scaled", the gains make good what an SReLU takes from a standard normal input.
 
     Raises:
         ValueError: an option that does not exist, or a normalization in ISO-UNet.
@@ -70,7 +81,7 @@ class UNet(nn.Module):
         depth=5,
         isometric=True,
         norm="",
-        init="orthogonal",
+        init=None,
         up="transposed",
         up_kernel=2,
         srelu_init=-1.0,
@@ -85,7 +96,7 @@ class UNet(nn.Module):
             if size < 1:
                 raise ValueError(f"UNet {name} must be at least 1, got {size}")
         _check_choice("depth", depth, range(1, 11))
-        _check_choice("init", init, ("orthogonal", "delta"))
+        _check_choice("init", init, (*STARTS, None))
         _check_choice("up", up, ("transposed", "nearest"))
         _check_choice("up_kernel", up_kernel, (2, 6))
         if isometric and norm:
@@ -98,6 +109,7 @@ class UNet(nn.Module):
                 "UNet's signal and metric are those of ISO-UNet: set MODEL.UNET.ISOMETRIC True, or "
                 "MODEL.UNET.SIGNAL paper and MODEL.UNET.METRIC False"
             )
+        init = init or ("orthogonal" if signal == "paper" else None)
         signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -107,10 +119,10 @@ class UNet(nn.Module):
                 return signal.conv(inputs, outputs, 3, reads_srelu=reads_srelu)
             return nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
 
-        def block(inputs, outputs):
+        def block(inputs, outputs, first=False):
             layers = OrderedDict()
             for i, channels in enumerate((inputs, outputs), start=1):
-                layers[f"conv{i}"] = conv3x3(channels, outputs, reads_srelu=(i, inputs) != (1, in_channels))
+                layers[f"conv{i}"] = conv3x3(channels, outputs, reads_srelu=not first or i > 1)
                 if norm:
                     layers[f"norm{i}"] = get_norm(norm, outputs)
                 layers[f"act{i}"] = (
@@ -132,14 +144,40 @@ class UNet(nn.Module):
 
         widths = [base_channels * 2**level for level in range(depth)]
         upwards = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.encoder = nn.ModuleList(map(block, [in_channels, *widths[:-1]], widths))
+        self.encoder = nn.ModuleList(
+            block(above, here, first=i == 0)
+            for i, (above, here) in enumerate(zip([in_channels, *widths], widths, strict=False))
+        )
         self.ups = nn.ModuleList(doubling(below, here) for below, here in upwards)
         self.decoder = nn.ModuleList(block(2 * here, here) for _, here in upwards)
+        if signal.scaled:
+            self._balance(signal, srelu_init)
         for module in [] if isometric else self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 _kaiming_init_(module)
         # with PyTorch's initialisation: as a delta the logits would be an input channel
         self.output = nn.Conv2d(base_channels, num_classes, 1)
+
+    def _balance(self, signal, threshold):
+        """Give each upward path the mean square of the skip connection that it is concatenated with.
+
+        Of signals that are normal with mean square 1 in the image: every convolution keeps that, every SReLU
+        takes some, so that the longer path has less.
+        """
+        restored = 1.0 if signal.threshold is None else srelu_gain(threshold) ** 2
+
+        def after_block(mean_square):
+            for _ in range(2):
+                mean_square = restored * srelu_mean_square(threshold, mean_square)
+            return mean_square
+
+        levels = list(accumulate(self.encoder, lambda q, _: after_block(q), initial=1.0))[1:]
+        below = levels.pop()
+        for up in self.ups:
+            skip = levels.pop()
+            conv = up if isinstance(up, nn.ConvTranspose2d) else up.conv
+            conv.gain *= math.sqrt(skip / below)
+            below = after_block(skip)
 
     def forward(self, images):
         """(N, in_channels, H, W), of any size -> (N, num_classes, H, W), logits.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iso_d2.isometry import SharedScale, SReLU, srelu_gain
+from iso_d2.isometry import SharedScale, SReLU, srelu_gain, srelu_mean_square
 
 
 def test_srelu_is_relu_shifted_by_the_threshold_of_each_channel():
@@ -197,11 +197,14 @@ def test_shared_scale_starts_at_zero_and_keeps_the_dtype():
 
 
 @pytest.mark.parametrize("b", [-3.0, -1.0, -0.3, 0.0, 0.5, 2.0])
-def test_the_gain_restores_the_mean_square_of_a_normal_input(b):
+@pytest.mark.parametrize("q", [1.0, 0.25, 3.0])
+def test_the_mean_square_of_a_normal_input(b, q):
     z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
     density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-    mean_square = torch.trapezoid(z.clamp(min=b).square() * density, z).item()
-    assert srelu_gain(b) == pytest.approx(mean_square**-0.5, rel=1e-8)
+    expected = torch.trapezoid((math.sqrt(q) * z).clamp(min=b).square() * density, z).item()
+    assert srelu_mean_square(b, q) == pytest.approx(expected, rel=1e-8)
+    if q == 1:
+        assert srelu_gain(b) == pytest.approx(expected**-0.5, rel=1e-8)
 
 
 def test_known_gains():
@@ -209,8 +212,10 @@ def test_known_gains():
     assert srelu_gain(-math.inf) == 1
     assert srelu_gain(-40) == pytest.approx(1, rel=1e-12)
     for wrong in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="a number below infinity"):
+        with pytest.raises(ValueError, match="must be a number below infinity"):
             srelu_gain(wrong)
+    with pytest.raises(ValueError, match="must be a finite number above 0, got 0"):
+        srelu_mean_square(-1, 0)
 
 
 def test_a_scale_for_each_channel():

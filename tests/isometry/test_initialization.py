@@ -98,10 +98,11 @@ def test_bad_arguments():
 @pytest.mark.parametrize("channels", [(2, 3), (3, 3), (5, 3), (14, 3)])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_orthogonal_is_a_dense_isometry(kernel_size, stride, channels, groups, transposed):
+@pytest.mark.parametrize("all_taps", [False, True])
+def test_orthogonal_is_a_dense_isometry(kernel_size, stride, channels, groups, transposed, all_taps):
     out_channels, in_channels = channels
     weight = torch.empty(out_channels * groups, in_channels, *kernel_size, dtype=torch.float64)
-    assert orthogonal_init_(weight, stride, groups, transposed) is weight
+    assert orthogonal_init_(weight, stride, groups, transposed, all_taps) is weight
     a = dense_operator(weight, (4, 4), stride, groups)
     values = torch.linalg.svdvals(a)
     # a stride beyond the kernel leaves pixels unread, whose singular values are 0
@@ -128,6 +129,16 @@ def test_orthogonal_is_random_and_repeatable():
     ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert draws[0].abs().sum((0, 1)).nonzero().tolist() == [[1, 1]]  # the centre tap alone
+
+
+def test_orthogonal_over_all_taps():
+    weight = orthogonal_init_(torch.empty(16, 16, 3, 3), all_taps=True)
+    shares = weight.square().sum((0, 1)) / 16
+    # each axis has 1, 2, 1 quarters of the square on average
+    expected = torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 2.0, 1.0])) / 16
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.06)
+    # a single channel can only be moved: not at all
+    assert orthogonal_init_(torch.empty(1, 1, 3, 3), all_taps=True).abs().flatten().argmax() == 4
 
 
 def test_orthogonal_up_convolution_spreads_each_pixel_over_its_block():

@@ -243,7 +243,7 @@ def test_plain_relu_keeps_the_variance_at_the_start(options):
     "options, message",
     [
         ({"norm": "BN"}, "isometric UNet has no normalization, got norm='BN'"),
-        ({"init": "dirac"}, "init must be one of orthogonal, delta, got 'dirac'"),
+        ({"init": "dirac"}, "init must be one of delta, orthogonal, random, None, got 'dirac'"),
         ({"up": "bilinear"}, "up must be one of transposed, nearest, got 'bilinear'"),
         ({"up_kernel": 4}, "up_kernel must be one of 2, 6, got 4"),
         ({"depth": 0}, "depth must be one of 1, .* got 0"),
