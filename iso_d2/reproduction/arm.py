@@ -7,7 +7,7 @@ at "medium" and "small" ones that a CPU can train in a quarter of an hour and in
 from dataclasses import dataclass
 
 SCALES = ("full", "medium", "small")
-GROUPS = ("cifar", "mri", "coco")
+GROUPS = ("cifar", "mri", "coco", "signal")
 
 
 @dataclass(frozen=True)

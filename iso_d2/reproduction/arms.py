@@ -6,6 +6,7 @@ Report: "Deep Isometric Learning for Visual Recognition", project report, IE663,
 from .cifar_arms import ablation_arms, crop_arms, isonet_arms, resnet_arms
 from .coco_arms import batch_arms, norm_arms, pretrained_arms, report_arms
 from .mri_arms import mri_arms
+from .signal_arms import signal_arms
 
 # The report's own arms come first, then what tells where their results come from.
 ARMS = [
@@ -27,6 +28,7 @@ ARMS = [
     *batch_arms(1),
     *batch_arms(2),
     *pretrained_arms(),
+    *signal_arms(),
 ]
 
 

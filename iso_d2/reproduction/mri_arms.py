@@ -27,8 +27,7 @@ def _mri_arm(split, label, config, seconds, changes, key):
         setup="64 to 1024 channels, 224x224, 50 epochs of batch 20, Dice, rate halved after 5, 15, ... 45",
     )
     short = {
-        scale: _short_mri(label, config, split_option, epochs, seconds)
-        for scale, epochs in MRI_EPOCHS.items()
+        scale: short_mri(label, config, split_option, epochs, seconds) for scale, epochs in MRI_EPOCHS.items()
     }
     return Arm(
         name=f"mri-{split}-{key}",
@@ -41,7 +40,8 @@ def _mri_arm(split, label, config, seconds, changes, key):
     )
 
 
-def _short_mri(label, config, split_option, epochs, seconds):
+def short_mri(label, config, split_option, epochs, seconds, *changes, train_set=True):
+    """8 to 128 channels for a few epochs of batch 8."""
     # The report halves the rate after epochs 5, 15, 25, 35 and 45 of 50: the same points of fewer.
     steps = tuple(round(epoch / 50 * epochs, 2) for epoch in (5, 15, 25, 35, 45))
     return Run(
@@ -59,9 +59,10 @@ def _short_mri(label, config, split_option, epochs, seconds):
                 MODEL__CHANNELS_LAST=True,
             ),
             *CPU_COMMON,
+            *changes,
         ),
         setup=f"8 to 128 channels, 112x112, {epochs} epochs of batch 8, Dice and cross entropy, "
         "rate halved at the report's points of the schedule",
         seconds=seconds,
-        evaluate="lgg_train",
+        evaluate="lgg_train" if train_set else "",
     )

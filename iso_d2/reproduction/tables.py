@@ -146,6 +146,10 @@ def records_of(arm, scale, records):
 
 def value_of(record, metric):
     """float or None: a metric of a run at its end."""
+    if metric.last > 1:
+        points = record["evaluations"].get(metric.dataset, [])[-metric.last :]
+        values = [point["metrics"][metric.name] for point in points]
+        return statistics.mean(values) if values and record["diverged_at"] is None else None
     if metric.dataset:
         return record["final"].get(metric.dataset, {}).get(metric.name)
     if not record["curve"] or record["diverged_at"] is not None:
