@@ -42,8 +42,8 @@ def _iso_config():
     cfg.MODEL.ISONET.SRELU_INIT = -1.0
     # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
-    # "paper": delta kernels, no gains. "scaled": random isometries with gains that keep the mean square of the
-    # values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
+    # "paper": delta kernels, no gains. "scaled": random isometries with gains that keep the mean square of
+    # the values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
     cfg.MODEL.ISONET.SIGNAL = "paper"
     # "delta"; "orthogonal", a random semi-orthogonal matrix where width or size changes; "random", isometries
     # over all taps. None: "delta" with SIGNAL "paper", "random" with "scaled"
@@ -81,8 +81,8 @@ def _iso_config():
     cfg.MODEL.UNET.ISOMETRIC = True
     # Normalization after each 3x3 convolution: "" (none), "BN", "GN", ... as in Detectron2
     cfg.MODEL.UNET.NORM = ""
-    # ISO-UNet's start: "orthogonal", "random" (as in ISONET.INIT), or "delta", the report's literal form, in which
-    # few channels live. None: "orthogonal" with SIGNAL "paper", "random" with "scaled"
+    # ISO-UNet's start: "orthogonal", "random" (as in ISONET.INIT), or "delta", the report's literal form,
+    # in which few channels live. None: "orthogonal" with SIGNAL "paper", "random" with "scaled"
     cfg.MODEL.UNET.INIT = None
     # ISO-UNet's "paper": no gains. "scaled": gains that keep the mean square of the values at every width
     cfg.MODEL.UNET.SIGNAL = "paper"
@@ -115,8 +115,9 @@ def _iso_config():
     cfg.ISO.DELTA_INIT.INCLUDE = ["backbone"]
 
     cfg.ISO.ORTHO = CN()
-    # gamma, the weight of the orthogonality penalty; 0 turns it off; "auto": by the schedule, so that the pull
-    # towards an isometry is the same however short it is. None: 1e-4 with SIGNAL "paper", "auto" with "scaled"
+    # gamma, the weight of the orthogonality penalty; 0 turns it off; "auto": by the schedule, so that the
+    # pull towards an isometry is the same however short it is. None: 1e-4 with SIGNAL "paper", "auto" with
+    # "scaled"
     cfg.ISO.ORTHO.COEFF = None
     # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2;
     # "auto": "paper" with SIGNAL "paper", "exact" with "scaled"
@@ -140,7 +141,8 @@ def _iso_config():
     cfg.SOLVER = CN()
     # Weight decay of the SReLU thresholds
     cfg.SOLVER.SRELU_WEIGHT_DECAY = 0.0
-    # Learning rate of the residual scales, as a multiple of BASE_LR; None: 0.1 with SIGNAL "paper", 1 with "scaled"
+    # Learning rate of the residual scales, as a multiple of BASE_LR; None: 0.1 with SIGNAL "paper", 1 with
+    # "scaled"
     cfg.SOLVER.SCALE_LR_FACTOR = None
     # Length of the training in passes over DATASETS.TRAIN; above 0 it takes the place of MAX_ITER, and
     # the next two and TEST.EVAL_EPOCHS those of STEPS, WARMUP_ITERS and TEST.EVAL_PERIOD
@@ -165,8 +167,8 @@ def _iso_config():
     cfg.DATASETS.IMAGE_FOLDERS = []
 
     # How lgg_train and lgg_val divide the slices: by "patient"; by "image" (the report's 85/15, one patient's
-    # slices on both sides); as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0); or to
-    # "tune": the training patients of "patient" alone, divided once more
+    # slices on both sides); as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0);
+    # or to "tune": the training patients of "patient" alone, divided once more
     cfg.DATASETS.LGG_SPLIT = "patient"
     cfg.DATASETS.LGG_FOLD = 0
     cfg.DATASETS.LGG_FOLDS = 5

@@ -5,10 +5,11 @@ CONFIG.yaml=CHECKPOINT; or a CHECKPOINT alone, whose config is the config.yaml b
 
 For every convolution between image and heads (of an FPN its bottom-up part): smallest, median and largest
 singular value on a circular grid, max |sigma - 1|, 1/2 ||Gram - delta||^2 in the penalty's two modes, all of
-the weight without its gain; SReLU thresholds, the share of values held there, residual scales; by depth the signal and the norm of the gradient that comes back from a
-random direction; singular values of the Jacobian of the last block's output by the image and by the stem's
-output: all of them up to 1024, above that their density by Lanczos' method. Normalizations count in signal,
-gradient and Jacobian, not in the convolutions. DIR gets isometry.json and three pictures.
+the weight without its gain; SReLU thresholds, the share of values held there, residual scales; by depth the
+signal and the norm of the gradient that comes back from a random direction; singular values of the Jacobian
+of the last block's output by the image and by the stem's output: all of them up to 1024, above that their
+density by Lanczos' method. Normalizations count in signal, gradient and Jacobian, not in the convolutions.
+DIR gets isometry.json and three pictures.
 
 python tools/analyze_isometry.py MODEL [MODEL ...] --output DIR [--images PATH ...] [--opts KEY VALUE ...]
 """

@@ -3,7 +3,8 @@
     cifar10_train, cifar100_train    50,000 images of 32x32 pixels
     cifar10_test, cifar100_test      10,000
     cifar10_train45k, cifar10_val5k (and cifar100_...)
-                                     the first 45,000 training images and the other 5,000, to choose settings by
+                                     the first 45,000 training images and the other 5,000, to choose
+                                     settings by
 
 They lie in the data set root as the official archives unpack: the binary version (``cifar-10-batches-bin``,
 ``cifar-100-binary``) or, where there is none, the python version (``cifar-10-batches-py``,

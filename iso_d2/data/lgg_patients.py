@@ -9,8 +9,8 @@ sorted slices, and is not to change:
     image      589 of the 3,929 slices are lgg_val (15 %), whatever their patients: slices of one patient are
                on both sides, as in the report, so that its figures say little of new patients.
     fold       patient i in that order (from 0) is lgg_val of fold i modulo the number of folds.
-    tune       the 17 patients of lgg_val of the patient split are left out, the 16 after them are lgg_val: for
-               choosing hyperparameters without a look at the patients by whom networks are compared.
+    tune       the 17 patients of lgg_val of the patient split are left out, the 16 after them are lgg_val:
+               for choosing hyperparameters without a look at the patients by whom networks are compared.
 
 A patient is on the same side whether all patients are there or only some.
 """

@@ -37,9 +37,10 @@ def penalty_coefficient(cfg):
 
         gamma = PULL * (1 - momentum) / (4 * sum of the learning rates of all steps), but at least 1e-4.
 
-    Near 1 the penalty's gradient in a singular value sigma is 2 gamma (sigma^2 - 1) sigma = 4 gamma (sigma - 1).
-    A step at rate eta with momentum mu takes 4 gamma eta / (1 - mu) of what is left, so a training without
-    another gradient divides sigma - 1 by exp(PULL): with a fixed gamma a short training would hardly feel it.
+    Near 1 the penalty's gradient in a singular value sigma, 2 gamma (sigma^2 - 1) sigma, is 4 gamma times
+    sigma - 1. A step at rate eta with momentum mu takes 4 gamma eta / (1 - mu) of what is left, so a training
+    without another gradient divides sigma - 1 by exp(PULL): with a fixed gamma a short training would
+    hardly feel it.
 
     Args:
         cfg (CfgNode): its schedule in iterations, SOLVER.MAX_ITER.

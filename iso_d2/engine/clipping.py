@@ -18,8 +18,8 @@ class AdaptiveClipper:
         G_i <- G_i * min(1, lambda * max(||W_i||, 1e-3) / ||G_i||)    in the Frobenius norm, eq. (3)
 
     A unit is what one output sees: a row of a linear or convolution weight. Of a transposed convolution it is
-    likewise a slice of the first dimension, the inputs. Vectors and numbers (thresholds, scales, biases) are left alone,
-    and so is the last linear layer, as in NFNet.
+    likewise a slice of the first dimension, the inputs. Vectors and numbers (thresholds, scales, biases)
+    are left alone, and so is the last linear layer, as in NFNet.
 
     Args:
         model (nn.Module): its weights of two or more dimensions that require a gradient are clipped.

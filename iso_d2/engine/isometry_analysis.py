@@ -117,8 +117,8 @@ def analyze(cfg, images, grid=0, jacobian_images=1):
     Returns:
         dict: ``network``, its dotted name in the model; ``weights``, MODEL.WEIGHTS; ``input``, the shape of
         the network's input; ``calibrated_norms``, how many normalizations took the images' statistics;
-        ``layers``, ``thresholds`` and ``scales`` as from :mod:`~iso_d2.evaluation.isometry_layers`; ``signal`` as
-        from :func:`~iso_d2.evaluation.isometry_signal.measure_signal`;
+        ``layers``, ``thresholds`` and ``scales`` as from :mod:`~iso_d2.evaluation.isometry_layers`;
+        ``signal`` as from :func:`~iso_d2.evaluation.isometry_signal.measure_signal`;
         ``depth`` as from :func:`~iso_d2.evaluation.isometry_network.measure_depth`; ``jacobian``, for each of
         its images as from :func:`~iso_d2.evaluation.isometry_jacobian.measure_jacobian`.
 

@@ -66,7 +66,7 @@ def default_layers(model, convs):
 
 
 def _left_out_by_the_paper(conv):
-    """Its code leaves 7x7 kernels and 3-channel inputs to themselves; those with a gain start as isometries."""
+    """Its code leaves 7x7 kernels and 3-channel inputs alone. Those with a gain start as isometries."""
     return getattr(conv, "gain", 1) == 1 and (conv.kernel_size == (7, 7) or conv.in_channels == 3)
 
 

@@ -15,8 +15,9 @@ from .clipping import AdaptiveClipper
 def build_optimizer(cfg, model):
     """SGD as Detectron2 builds it, but for the parameters that only isometric networks have.
 
-    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get learning
-    rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by name.
+    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get
+    learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by
+    name.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.

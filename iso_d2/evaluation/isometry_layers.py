@@ -160,7 +160,7 @@ def measure_scales(network):
     """The residual scales of a network.
 
     Returns:
-        dict[str, float]: by the dotted name of each SharedScale, the mean of one with a scale a channel; empty
-        where there is none.
+        dict[str, float]: by the dotted name of each SharedScale, the mean of one with a scale a channel;
+        empty where there is none.
     """
     return {n: m.scale.mean().item() for n, m in network.named_modules() if isinstance(m, SharedScale)}

@@ -1,4 +1,4 @@
-"""The signal of an isometric network, layer by layer: its mean square, and the share of values an SReLU holds.
+"""The signal of an isometric network by layer: its mean square, and the share of values that SReLUs hold.
 
 A network whose SReLUs hold nothing is linear but for its pooling; one whose SReLUs hold everything passes
 nothing on. docs/signal.md says why either happens.
@@ -22,7 +22,8 @@ class SignalRecorder:
     Attributes:
         mean_squares (dict[str, Tensor]): of each convolution's and each SReLU's output, without dimensions,
             float32, in the order of execution. Each further pass takes the place of the one before.
-        held (dict[str, Tensor]): the same for the share, 0 to 1, of each SReLU's output that is its threshold.
+        held (dict[str, Tensor]): the same for the share, 0 to 1, of each SReLU's output that is its
+            threshold.
     """
 
     def __init__(self, network):

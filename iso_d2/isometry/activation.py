@@ -26,7 +26,8 @@ def srelu_mean_square(threshold, mean_square=1.0):
         float
 
     Raises:
-        ValueError: a threshold that is no number, or infinite and positive; a mean square that is not above 0.
+        ValueError: a threshold that is no number, or infinite and positive; a mean square that is not a
+            finite number above 0.
     """
     b, q = float(threshold), float(mean_square)
     if math.isnan(b) or b == math.inf:
@@ -132,8 +133,8 @@ class SharedScale(nn.Module):
     Attributes:
         scale (Parameter): s, without dimensions, so that it does not promote a half-precision x; or (C,).
 
-    Source: report, section 3, "Isometry in Residual Structure"; a scale a channel: LayerScale (Touvron et al.,
-    2021, https://arxiv.org/abs/2103.17239, eq. (4)).
+    Source: report, section 3, "Isometry in Residual Structure"; a scale a channel: LayerScale (Touvron et
+    al., 2021, https://arxiv.org/abs/2103.17239, eq. (4)).
     """
 
     def __init__(self, init=0.0, channels=None):

@@ -2,8 +2,8 @@
 
 Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020, for the delta; Xiao et al.,
 "Dynamical Isometry and a Mean Field Theory of CNNs", ICML 2018, https://arxiv.org/abs/1806.05393, for random
-orthogonal kernels: on the centre tap (section 3, "delta-orthogonal") and over all taps (appendix, algorithm 1;
-Kautsky, Turcajova, 1994). What differs: the strided and transposed forms, which neither has.
+orthogonal kernels: on the centre tap (section 3, "delta-orthogonal") and over all taps (appendix, algorithm
+1; Kautsky, Turcajova, 1994). What differs: the strided and transposed forms, which neither has.
 """
 
 import itertools
@@ -62,16 +62,18 @@ def delta_init_(weight, stride=1, groups=1, transposed=False):
 def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=False, generator=None):
     """Set a convolution weight to a random isometry, or to the adjoint of one, in place.
 
-    A random semi-orthogonal matrix takes the place of the delta's ones. At stride 1 it lies on the centre tap,
-    (M, C), or with `all_taps` becomes a kernel over all of them: with n = max(M, C), Q a random orthogonal
-    matrix and P_i random projections of half the rank, each an orthogonal convolution of two taps,
+    A random semi-orthogonal matrix takes the place of the delta's ones. At stride 1 it lies on the centre
+    tap, (M, C), or with `all_taps` becomes a kernel over all of them: with n = max(M, C), Q a random
+    orthogonal matrix and P_i random projections of half the rank, each an orthogonal convolution of two
+    taps,
 
         Q * (P_1 + (I - P_1) z_1) * (P_2 + (I - P_2) z_2) * ...,    z_i a shift by one tap along an axis,
 
-    with kh - 1 factors of one axis and kw - 1 of the other, of which the first M rows and C columns. A strided convolution reads all pixels of its stride x stride block, as far as its kernel has taps:
-    the matrix is (M, E) with E = C * min(kh, sh) * min(kw, sw), one column for each channel and phase. A
-    transposed convolution spreads an input pixel over such a block, (C_in, E). The penalty's ``mode="exact"``
-    is 0 there. Unlike with the delta, no channel is lost or empty where the width changes.
+    with kh - 1 factors of one axis and kw - 1 of the other, of which the first M rows and C columns. A
+    strided convolution reads all pixels of its stride x stride block, as far as its kernel has taps: the
+    matrix is (M, E) with E = C * min(kh, sh) * min(kw, sw), one column for each channel and phase. A
+    transposed convolution spreads an input pixel over such a block, (C_in, E). The penalty's
+    ``mode="exact"`` is 0 there. Unlike with the delta, no channel is lost or empty where the width changes.
 
     Args:
         weight, stride, groups, transposed: as of :func:`delta_init_`; here the stride should be the

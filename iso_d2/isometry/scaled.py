@@ -1,9 +1,9 @@
 """Convolutions that preserve the inner product up to a constant, or in a learned metric.
 
-Project report, section 7: <A x, A x'> = c <x, x'> with a constant c for each layer, and <A x, A x'> = <x, x'>_M
-with a matrix M, here diagonal. NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171, section 3) keeps the
-variance by such constants; Yang, Simon, Bernstein (https://arxiv.org/abs/2310.17813, condition 1) derive
-sqrt(fan_out / fan_in) for the spectral norm.
+Project report, section 7: <A x, A x'> = c <x, x'> with a constant c for each layer, and <A x, A x'> = <x,
+x'>_M with a matrix M, here diagonal. NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171, section
+3) keeps the variance by such constants; Yang, Simon, Bernstein (https://arxiv.org/abs/2310.17813, condition
+1) derive sqrt(fan_out / fan_in) for the spectral norm.
 """
 
 import math
@@ -16,7 +16,7 @@ from ._conv import per_axis
 
 
 def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
-    """The factor by which an isometric convolution keeps the mean square of its values: sqrt(max(1, n_out / n_in)).
+    """The factor by which an isometric convolution keeps the mean square: sqrt(max(1, n_out / n_in)).
 
     n_in is how many values it reads, and n_out how many it gives, for each position of its smaller grid. A
     convolution reads the E = C / g * min(kh, sh) * min(kw, sw) values that are its own and gives M / g; a
@@ -82,7 +82,8 @@ class _Scaled:
         """The weight with each input channel's part times its factor, (C_in,)."""
         if len(factors) != self.in_channels:
             raise ValueError(
-                f"a scale must have {self.in_channels} values, one an input channel, or none, got {len(factors)}"
+                f"a scale must have {self.in_channels} values, one an input channel, or none, "
+                f"got {len(factors)}"
             )
         if self.transposed:
             return factors.view(-1, 1, 1, 1) * weight
@@ -122,11 +123,12 @@ class _Scaled:
 class ScaledConv2d(_Scaled, nn.Conv2d):
     """A convolution with `gain * metric * weight`, where `weight` is what is kept near an isometry.
 
-        y = g * sum_c W[:, c] * (m_c x_c),    <A x, A x'> = g^2 <x, x'>_M,    M = diag(m)^2,  if W is an isometry
+        y = g * sum_c W[:, c] * (m_c x_c),    <A x, A x'> = g^2 <x, x'>_M with M = diag(m)^2
 
-    Penalty, delta and orthogonal initialisation, singular values and ``isometry_error`` take `weight`, which
-    is the layer without its scale. Its gain is kept in the state dict, as ``gain``, where it is not 1; a
-    state dict with a weight and no gain sets it to 1: weights keep the function that they were trained for.
+    The latter holds where W is an isometry. Penalty, delta and orthogonal initialisation, singular values
+    and ``isometry_error`` take `weight`, which is the layer without its scale. Its gain is kept in the state
+    dict, as ``gain``, where it is not 1; a state dict with a weight and no gain sets it to 1: weights keep
+    the function that they were trained for.
 
     Args:
         args, kwargs: as of ``nn.Conv2d``. A bias is not scaled.
@@ -152,8 +154,8 @@ class ScaledConv2d(_Scaled, nn.Conv2d):
         Args:
             x (Tensor): the input.
             scale (Tensor or None): one more factor of the weight, without dimensions or (C,), such as the
-                residual scale of a block: conv(x, s W) keeps no output for the gradient of s, as s * conv(x, W)
-                does.
+                residual scale of a block: conv(x, s W) keeps no output for the gradient of s, as s *
+                conv(x, W) does.
         """
         return self._conv_forward(x, self.scaled_weight(scale), self.bias)
 

@@ -68,7 +68,7 @@ class IsoBlock(CNNBlockBase):
         srelu_init (float): start of the SReLU thresholds b.
         srelu_learnable (bool): whether the thresholds are learned.
         scale_init (float): start of s.
-        channel_scales (bool): a scale for each input channel of the branch's last convolution, in place of one.
+        channel_scales (bool): a scale for each input channel of the branch's last convolution, not one.
         signal (Signal): how the convolutions start, and their gains.
 
     Source: paper, Sections 3 and 4.1; report, Section 3.

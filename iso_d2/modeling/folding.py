@@ -15,7 +15,8 @@ def fold_scales_(model):
     first: a folded model has no `scale`, and other weights, which are no isometries.
 
     Args:
-        model (nn.Module): any model with isometric blocks or convolutions: a backbone, a UNet, a whole detector.
+        model (nn.Module): any model with isometric blocks or convolutions: a backbone, a UNet, a whole
+            detector.
 
     Returns:
         nn.Module: `model`.
@@ -36,8 +37,8 @@ def fold_scales_(model):
         _check_plain(conv, owner)
         if any(names[id(p)] > places[id(owner)] for p in conv.parameters()):
             raise ValueError(
-                "a weight that a scale belongs to is used elsewhere in the model, too, where the scale has no "
-                "place: it cannot be folded"
+                "a weight that a scale belongs to is used elsewhere in the model, too, where the scale has "
+                "no place: it cannot be folded"
             )
     for conv, owner in targets.items():
         scale = owner.scale.scale.detach() if owner is not conv else None

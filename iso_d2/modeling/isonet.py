@@ -99,10 +99,10 @@ class ISONet(Backbone):
         checkpoint_stages (sequence of str): stages of which training keeps nothing but the input and
             computes the rest again in backward: less memory for one more forward pass of theirs.
         signal (str): "paper" or "scaled".
-        init (str or None): "delta", "orthogonal" or "random", see :class:`~iso_d2.modeling.signal.Signal`; None:
-            as the signal says. A 7x7 stem with the paper's signal has PyTorch's own in any case.
+        init (str or None): "delta", "orthogonal" or "random", see :class:`~iso_d2.modeling.signal.Signal`;
+            None: as the signal says. A 7x7 stem with the paper's signal has PyTorch's own in any case.
         metric (bool): every convolution learns a factor for each of its input channels.
-        srelu_gain (bool): with "scaled", the gains make good what an SReLU takes from a standard normal input.
+        srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
 
     Raises:

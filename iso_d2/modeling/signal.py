@@ -1,4 +1,4 @@
-"""How an isometric network carries its signal: the paper's way, or with the mean square kept at every width."""
+"""How an isometric network carries its signal: as in the paper, or with its mean square kept."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,9 @@ class Signal:
         kind (str): "paper" has no gains. "scaled" has everywhere the gain that keeps the mean square of the
             values, :func:`~iso_d2.isometry.conv_gain`.
         start (str or None): "delta": delta kernels. "orthogonal": delta kernels where the width and the size
-            stay, else a random semi-orthogonal matrix on as many taps as the stride has pixels. "random": over
-            all taps, see :func:`~iso_d2.isometry.orthogonal_init_`. None: "delta" with "paper", "random" with
-            "scaled".
+            stay, else a random semi-orthogonal matrix on as many taps as the stride has pixels. "random":
+            over all taps, see :func:`~iso_d2.isometry.orthogonal_init_`. None: "delta" with "paper",
+            "random" with "scaled".
         metric (bool): every convolution learns a factor for each of its input channels.
         threshold (float or None): b of the SReLUs, whose own loss the gain of the convolutions that read one
             makes good, by :func:`~iso_d2.isometry.srelu_gain`; None: it does not.
@@ -81,7 +81,8 @@ class Signal:
     def doubling(self, in_channels, out_channels, kernel_size):
         """A transposed convolution of stride 2 without bias that doubles the size.
 
-        It reads an SReLU. A start that is not "delta" is a semi-orthogonal matrix on the taps of one 2x2 block.
+        It reads an SReLU. A start that is not "delta" is a semi-orthogonal matrix on the taps of one 2x2
+        block.
 
         Returns:
             ScaledConvTranspose2d

@@ -53,8 +53,8 @@ class UNet(nn.Module):
         depth (int): how many levels (resolutions).
         isometric (bool): ISO-UNet or UNet.
         norm (str or callable): normalization of UNet as in Detectron2's ``get_norm``; "": none.
-        init (str or None): of ISO-UNet, "delta", "orthogonal" or "random"; None: "orthogonal" with the paper's
-            signal, "random" with "scaled".
+        init (str or None): of ISO-UNet, "delta", "orthogonal" or "random"; None: "orthogonal" with the
+            paper's signal, "random" with "scaled".
         up (str): "transposed", a transposed convolution of stride 2, or "nearest", each pixel repeated 2x2
             (in ISO-UNet at half its value, which keeps the norm) and a 3x3 convolution.
         up_kernel (int): of the transposed convolution. 2, UNet's own: each output pixel sees one input pixel.
@@ -65,7 +65,7 @@ class UNet(nn.Module):
         srelu_learnable (bool): whether the thresholds b are learned.
         signal (str): of ISO-UNet, "paper" or "scaled".
         metric (bool): every convolution of an ISO-UNet but the 1x1 learns a factor for each input channel.
-        srelu_gain (bool): with "scaled", the gains make good what an SReLU takes from a standard normal input.
+        srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
 
     Raises:
         ValueError: an option that does not exist, or a normalization in ISO-UNet.
