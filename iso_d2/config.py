@@ -120,8 +120,11 @@ def _iso_config():
     # "scaled"
     cfg.ISO.ORTHO.COEFF = None
     # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2;
-    # "auto": "paper" with SIGNAL "paper", "exact" with "scaled"
+    # "spectral": the largest singular values alone, as far as they are above BOUND;
+    # "auto": "paper" with SIGNAL "paper", "spectral" with "scaled"
     cfg.ISO.ORTHO.MODE = "auto"
+    # Up to which singular values are free with MODE "spectral"
+    cfg.ISO.ORTHO.BOUND = 1.0
     # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet but 7x7
     # kernels, 3-channel inputs and UNet's output; in a model without either, those of `backbone` but FPN's
     cfg.ISO.ORTHO.INCLUDE = []

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ..isometry import delta_init_, orthogonality_losses, orthogonality_multiply_adds
+from ..isometry import SpectralPenalty, delta_init_, orthogonality_losses, orthogonality_multiply_adds
 from .layers import branch_ends, default_layers, find_convolutions, select, summary
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class OrthogonalityLossHook(HookBase):
 
     Args:
         coeff (float): gamma.
-        mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`.
+        mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`; or "spectral", see
+            :class:`iso_d2.isometry.SpectralPenalty`.
         include (sequence of str or None): patterns of the layers to penalise. None: the convolutions
             of every ISONet, IsoBlock and UNet; in a model without them those of ``model.backbone``, but
             not an FPN's own; of these all but 7x7 kernels, 3-channel inputs and, like the linear layer of
@@ -104,21 +105,38 @@ class OrthogonalityLossHook(HookBase):
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
         fraction (float): of the frequencies of each kernel, drawn at random at each step, as of
             :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is cheaper and right in the mean.
+        bound (float): of the singular values, with mode "spectral".
 
     Raises:
-        ValueError: coefficient, period, log period or fraction out of range, unknown mode; in
+        ValueError: coefficient, period, log period, fraction or bound out of range, a fraction below 1 with
+            "spectral", unknown mode; in
             :meth:`before_train`, a pattern that matches no convolution, or no `include` for a model without
             ISONet, UNet and `backbone`.
     """
 
-    def __init__(self, coeff, mode="paper", include=None, exclude=(), period=1, log_period=100, fraction=1.0):
+    def __init__(
+        self,
+        coeff,
+        mode="paper",
+        include=None,
+        exclude=(),
+        period=1,
+        log_period=100,
+        fraction=1.0,
+        bound=1.0,
+    ):
         if not (math.isfinite(coeff) and coeff >= 0):
             raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")
         if period < 1:
             raise ValueError(f"OrthogonalityLossHook period must be at least 1 (every step), got {period}")
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
-        orthogonality_losses([], mode, fraction)  # raises now and not at the first step
+        if mode == "spectral" and fraction != 1:
+            raise ValueError(f"the spectral penalty has no fraction of frequencies, got {fraction}")
+        # raises now and not at the first step
+        self._spectral = SpectralPenalty([], bound) if mode == "spectral" else None
+        if self._spectral is None:
+            orthogonality_losses([], mode, fraction)
         self.coeff = coeff
         self.mode = mode
         self.include = include
@@ -126,6 +144,8 @@ class OrthogonalityLossHook(HookBase):
         self.period = period
         self.log_period = log_period
         self.fraction = fraction
+        self.bound = bound
+        self._loaded = {"vectors": []}
         self._convs = {}
         self._others = []
         self._processes = 1
@@ -160,6 +180,16 @@ class OrthogonalityLossHook(HookBase):
             layers = self._convs
             self._convs = _share(layers, self.mode, comm.get_rank(), self._processes)
             self._others = [conv for name, conv in layers.items() if name not in self._convs]
+        if self._spectral is not None:
+            self._spectral = SpectralPenalty(self._convs.values(), self.bound)
+            self._spectral.load_state_dict(self._loaded)
+
+    def state_dict(self):
+        """With mode "spectral" the vectors of this process's power iteration, else nothing."""
+        return {} if self._spectral is None else self._spectral.state_dict()
+
+    def load_state_dict(self, state):
+        self._loaded = state
 
     def after_train(self):
         if self._handle is not None:
@@ -170,7 +200,10 @@ class OrthogonalityLossHook(HookBase):
         # Without gradients it is no training step: PreciseBN runs the model in training mode, too.
         if not model.training or not torch.is_grad_enabled() or self.trainer.iter % self.period != 0:
             return None
-        losses = orthogonality_losses(self._convs.values(), self.mode, self.fraction)
+        if self._spectral is None:
+            losses = orthogonality_losses(self._convs.values(), self.mode, self.fraction)
+        else:
+            losses = self._spectral()
         loss = self.coeff * self.period * self._processes * losses.sum()
         # a gradient of 0 for the other layers: DistributedDataParallel waits for one from every process
         loss = loss + sum(conv.weight[:0].sum() for conv in self._others)
@@ -203,6 +236,7 @@ def _unwrap(model):
 
 def _share(convs, mode, process, processes):
     """The convolutions of one process: the dearest first, each to whom has the least to do so far."""
+    mode = "exact" if mode == "spectral" else mode  # the same layers are the large ones
     cost = {name: orthogonality_multiply_adds(conv, mode) for name, conv in convs.items()}
     shares = [{} for _ in range(processes)]
     for name in sorted(convs, key=cost.get, reverse=True):

@@ -103,6 +103,7 @@ class Trainer(DefaultTrainer):
                     period=iso.ORTHO.PERIOD,
                     log_period=iso.ORTHO.LOG_PERIOD,
                     fraction=iso.ORTHO.FRACTION,
+                    bound=iso.ORTHO.BOUND,
                 )
             )
         if iso.ANALYSIS.PERIOD > 0:

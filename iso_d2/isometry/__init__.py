@@ -9,6 +9,7 @@ from .orthogonality import (
     orthogonality_multiply_adds,
 )
 from .scaled import ScaledConv2d, ScaledConvTranspose2d, conv_gain
+from .spectral import SpectralPenalty
 from .spectrum import conv_singular_values, isometry_error
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ScaledConv2d",
     "ScaledConvTranspose2d",
     "SharedScale",
+    "SpectralPenalty",
     "conv_gain",
     "conv_gram",
     "conv_singular_values",

@@ -185,7 +185,24 @@ def _hartley_tables(kh, kw, dtype, device):
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: taps -> H, A, B (3 F, kh * kw); Z B, (Z + Z^T) H, Z^T A -> taps
-        (kh * kw, 3 F); (F,), where F = (N + 1) / 2 of the N = (2 kh - 1) (2 kw - 1) frequencies.
+        (kh * kw, 3 F); (F,), F as of `frequency_tables`.
+    """
+    # not the kept ones, which under fake tensors are of another kind
+    cos, sin, share = frequency_tables.__wrapped__(kh, kw, torch.float64, torch.device("cpu"))
+    forward = torch.cat([cos + sin, cos, sin])
+    share = share[:, None]
+    backward = torch.cat([-2 * share * cos, share * (cos + sin), -2 * share * sin]).T.contiguous()
+    return tuple(table.to(device, dtype) for table in (forward, backward, 0.5 * share.squeeze(1)))
+
+
+@functools.lru_cache(maxsize=64)
+def frequency_tables(kh, kw, dtype, device):
+    """The Fourier transform of a kernel on the least grid on which no shifts of its Gram wrap around.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: taps -> real part, and imaginary part but for its sign, (F, kh * kw);
+        how much of all each frequency stands for, (F,), where F = (N + 1) / 2 of the N = (2 kh - 1) (2 kw -
+        1) frequencies, the others being their opposites.
     """
     points = (2 * kh - 1, 2 * kw - 1)
     like = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
@@ -193,13 +210,9 @@ def _hartley_tables(kh, kw, dtype, device):
     taps = torch.cartesian_prod(torch.arange(kh, **like), torch.arange(kw, **like))
     angles = 2 * math.pi * frequencies / torch.tensor(points, **like)
     phase = (angles[:, None] * taps).sum(2)
-    cos, sin = phase.cos(), phase.sin()
-    # all frequencies but 0 stand for their opposite too
-    share = torch.full((len(frequencies), 1), 2 / math.prod(points), **like)
+    share = torch.full((len(frequencies),), 2 / math.prod(points), **like)
     share[0] /= 2
-    forward = torch.cat([cos + sin, cos, sin])
-    backward = torch.cat([-2 * share * cos, share * (cos + sin), -2 * share * sin]).T.contiguous()
-    return tuple(table.to(device, dtype) for table in (forward, backward, 0.5 * share.squeeze(1)))
+    return tuple(table.to(device, dtype) for table in (phase.cos(), phase.sin(), share))
 
 
 def _half_plane(size, step):
