@@ -87,10 +87,9 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, then
-        Detectron2's hooks, of which the writer must come last."""
-        iso, hooks = self.cfg.ISO, [SignalHook()]
-        if iso.DELTA_INIT.ENABLED:
+        """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, the
+        signal of the first step, then Detectron2's hooks, of which the writer must come last.""" iso, hooks
+        = self.cfg.ISO, [] if iso.DELTA_INIT.ENABLED:
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
         coeff = penalty_coefficient(self.cfg)
         if coeff != 0:
@@ -108,7 +107,7 @@ class Trainer(DefaultTrainer):
             )
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
-        return hooks + super().build_hooks()
+        return [*hooks, SignalHook(), *super().build_hooks()]
 
     def resume_or_load(self, resume=True):
         """Go on from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.

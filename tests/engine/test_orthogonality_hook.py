@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +8,10 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.utils.events import JSONWriter
-from engine_toys import ToyModel, penalised_training, tiny_resnet, toy_batches, toy_with_random_weights
+from engine_toys import ToyModel, tiny_resnet, toy_batches
 from torch import nn
 
 from iso_d2.engine import OrthogonalityLossHook
-from iso_d2.isometry import SpectralPenalty
 from iso_d2.modeling import ISONet
 
 
@@ -286,29 +284,3 @@ def test_model_without_backbone_needs_include():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         OrthogonalityLossHook(**kwargs)
-
-
-def test_the_spectral_penalty_enters_the_losses_and_goes_on():
-    model = toy_with_random_weights()
-    hook = OrthogonalityLossHook(0.1, mode="spectral", bound=0.5, log_period=1)
-    result = penalised_training(model, hook)
-    fresh = toy_with_random_weights()
-    convs = [fresh.get_submodule(name) for name in result["layers"]]
-    assert result["written"]["loss_ortho"] == pytest.approx(0.1 * SpectralPenalty(convs, 0.5)().sum().item())
-    state = hook.state_dict()
-    assert [v.shape[0] for v in state["vectors"]] == [2] * len(
-        {tuple(c.weight.shape) + c.stride for c in convs}
-    )
-    again = OrthogonalityLossHook(0.1, mode="spectral", bound=0.5)
-    again.load_state_dict(state)
-    again.trainer = SimpleNamespace(model=model)
-    again.before_train()
-    assert torch.equal(again._spectral(), hook._spectral())
-    assert OrthogonalityLossHook(0.1).state_dict() == {}
-
-
-def test_the_spectral_penalty_refuses_what_it_has_not():
-    with pytest.raises(ValueError, match=r"no fraction of frequencies, got 0\.5"):
-        OrthogonalityLossHook(0.1, mode="spectral", fraction=0.5)
-    with pytest.raises(ValueError, match="bound of singular values"):
-        OrthogonalityLossHook(0.1, mode="spectral", bound=0)
