@@ -6,8 +6,10 @@ import torch
 from detectron2.solver import build_lr_scheduler
 
 PAPER_COEFF = 1e-4
-# By how many time constants an "auto" penalty alone would bring a singular value back to 1 in a training
+# By how many time constants an "auto" penalty alone brings a singular value back to 1 in a training, at least
 PULL = 4.0
+# An "auto" penalty's coefficient by the rate of a step with its momentum, at least
+HOLD = 0.08
 # Of a schedule, at most so many rates are looked at
 _POINTS = 1000
 
@@ -27,20 +29,22 @@ def scale_lr_factor(cfg):
 def penalty_mode(cfg):
     """str: ISO.ORTHO.MODE, or what the signal asks for where it is "auto"."""
     mode = cfg.ISO.ORTHO.MODE
-    return mode if mode != "auto" else ("exact" if network_signal(cfg) == "scaled" else "paper")
+    return mode if mode != "auto" else ("spectral" if network_signal(cfg) == "scaled" else "paper")
 
 
 def penalty_coefficient(cfg):
     """ISO.ORTHO.COEFF as a number, gamma.
 
-    None is the paper's 1e-4 with SIGNAL "paper" and "auto" with "scaled". "auto" is
+    None is the paper's 1e-4 with SIGNAL "paper" and "auto" with "scaled". "auto", for BASE_LR eta and
+    MOMENTUM mu, is the larger one of
 
-        gamma = PULL * (1 - momentum) / (4 * sum of the learning rates of all steps), but at least 1e-4.
+        PULL * (1 - mu) / (4 * sum of the learning rates of all steps),    HOLD * eta / (1 - mu),
 
-    Near 1 the penalty's gradient in a singular value sigma, 2 gamma (sigma^2 - 1) sigma, is 4 gamma times
-    sigma - 1. A step at rate eta with momentum mu takes 4 gamma eta / (1 - mu) of what is left, so a training
-    without another gradient divides sigma - 1 by exp(PULL): with a fixed gamma a short training would
-    hardly feel it.
+    but at least 1e-4. Near 1 the penalty's gradient in a singular value sigma, 2 gamma (sigma^2 - 1) sigma,
+    is 4 gamma times sigma - 1, and a step takes 4 gamma eta / (1 - mu) of what is left. So with the first a
+    training without another gradient divides sigma - 1 by exp(PULL), however short it is. With the second a
+    singular value that the noise of the task's gradient, of variance s^2 a step, pushes to and fro keeps a
+    variance of (eta s / (1 - mu))^2 / (2 * 4 gamma eta / (1 - mu)) = s^2 / (8 HOLD), whatever the rate is.
 
     Args:
         cfg (CfgNode): its schedule in iterations, SOLVER.MAX_ITER.
@@ -64,7 +68,8 @@ def penalty_coefficient(cfg):
             f"ISO.ORTHO.COEFF 'auto' needs a schedule with learning rates above 0, got SOLVER.BASE_LR "
             f"{cfg.SOLVER.BASE_LR} and MAX_ITER {cfg.SOLVER.MAX_ITER}"
         )
-    return max(PAPER_COEFF, PULL * (1 - cfg.SOLVER.MOMENTUM) / (4 * total))
+    left = 1 - cfg.SOLVER.MOMENTUM
+    return max(PAPER_COEFF, PULL * left / (4 * total), HOLD * cfg.SOLVER.BASE_LR / left)
 
 
 def sum_of_rates(cfg):

@@ -88,8 +88,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, the
-        signal of the first step, then Detectron2's hooks, of which the writer must come last.""" iso, hooks
-        = self.cfg.ISO, [] if iso.DELTA_INIT.ENABLED:
+        signal of the first step, then Detectron2's hooks, of which the writer must come last."""
+        iso, hooks = self.cfg.ISO, []
+        if iso.DELTA_INIT.ENABLED:
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
         coeff = penalty_coefficient(self.cfg)
         if coeff != 0:

@@ -8,7 +8,7 @@ from .orthogonality import (
     orthogonality_losses,
     orthogonality_multiply_adds,
 )
-from .scaled import ScaledConv2d, ScaledConvTranspose2d, conv_gain
+from .scaled import ScaledConv2d, ScaledConvTranspose2d, ScaledLinear, conv_gain
 from .spectral import SpectralPenalty
 from .spectrum import conv_singular_values, isometry_error
 
@@ -16,6 +16,7 @@ __all__ = [
     "SReLU",
     "ScaledConv2d",
     "ScaledConvTranspose2d",
+    "ScaledLinear",
     "SharedScale",
     "SpectralPenalty",
     "conv_gain",

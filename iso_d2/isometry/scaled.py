@@ -55,13 +55,67 @@ def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
     return math.sqrt(max(1.0, first / read))
 
 
-class _Scaled:
-    """What the two convolutions share, see :class:`ScaledConv2d`."""
+class _Gained:
+    """A layer with a constant `gain` times its weight.
 
-    def _init_scale(self, gain, metric):
+    The gain belongs to the weights: without it they are another function. So it is kept with them in the
+    state dict, but a gain of 1 leaves no trace: layers without gains have the state dicts that they always
+    had.
+    """
+
+    def _init_gain(self, gain):
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"{type(self).__name__} gain must be a finite number above 0, got {gain}")
         self.gain = float(gain)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.gain != 1:
+            destination[prefix + "gain"] = torch.tensor(self.gain, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        gain = state_dict.pop(prefix + "gain", 1.0)
+        if prefix + "weight" in state_dict:
+            self.gain = float(gain)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self):
+        return super().extra_repr() + (f", gain={self.gain:.4g}" if self.gain != 1 else "")
+
+
+class ScaledLinear(_Gained, nn.Linear):
+    """A linear layer with `gain * weight`: (N, in_features) -> (N, out_features).
+
+    After an average over n pixels, which leaves 1 / n of the mean square of values that do not depend on each
+    other, the gain sqrt(n) restores it. As of :class:`ScaledConv2d` it is kept in the state dict.
+
+    Args:
+        args, kwargs: as of ``nn.Linear``. A bias is not scaled.
+        gain (float): the constant.
+
+    Raises:
+        ValueError: a gain that is not a finite number above 0.
+    """
+
+    def __init__(self, *args, gain=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._init_gain(gain)
+
+    def forward(self, x):
+        return F.linear(x, self.weight if self.gain == 1 else self.gain * self.weight, self.bias)
+
+    @torch.no_grad()
+    def fold_(self, scale=None):
+        """Multiply the gain into `weight` for good."""
+        self.weight.mul_(self.gain)
+        self.gain = 1.0
+
+
+class _Scaled(_Gained):
+    """What the two convolutions share, see :class:`ScaledConv2d`."""
+
+    def _init_scale(self, gain, metric):
+        self._init_gain(gain)
         self.register_parameter("metric", nn.Parameter(torch.ones(self.in_channels)) if metric else None)
 
     def scaled_weight(self, scale=None):
@@ -98,26 +152,8 @@ class _Scaled:
         self.weight.copy_(self.scaled_weight(scale))
         self.gain, self.metric = 1.0, None
 
-    # The gain belongs to the weights: without it they are another function. A gain of 1 leaves no trace, so
-    # that networks without gains have the state dicts that they always had.
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.gain != 1:
-            destination[prefix + "gain"] = torch.tensor(self.gain, dtype=torch.float64)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        gain = state_dict.pop(prefix + "gain", 1.0)
-        if prefix + "weight" in state_dict:
-            self.gain = float(gain)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def extra_repr(self):
-        parts = [super().extra_repr()]
-        if self.gain != 1:
-            parts.append(f"gain={self.gain:.4g}")
-        if self.metric is not None:
-            parts.append("metric=True")
-        return ", ".join(parts)
+        return super().extra_repr() + (", metric=True" if self.metric is not None else "")
 
 
 class ScaledConv2d(_Scaled, nn.Conv2d):

@@ -4,8 +4,10 @@ from collections import Counter
 
 from torch import nn
 
-from ..isometry import ScaledConv2d, ScaledConvTranspose2d
+from ..isometry import ScaledConv2d, ScaledConvTranspose2d, ScaledLinear
 from .blocks import IsoBlock
+
+SCALED = (ScaledConv2d, ScaledConvTranspose2d, ScaledLinear)
 
 
 def fold_scales_(model):
@@ -28,8 +30,8 @@ def fold_scales_(model):
     """
     modules = list(model.modules())
     blocks = {m.branch[-1]: m for m in modules if isinstance(m, IsoBlock) and m.scale is not None}
-    scaled = [m for m in modules if isinstance(m, (ScaledConv2d, ScaledConvTranspose2d)) and m not in blocks]
-    targets = {conv: conv for conv in scaled if conv.gain != 1 or conv.metric is not None} | blocks
+    scaled = [m for m in modules if isinstance(m, SCALED) and m not in blocks]
+    targets = {m: m for m in scaled if m.gain != 1 or getattr(m, "metric", None) is not None} | blocks
     # by how many names the model has each module and each parameter: a block may well have several
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -42,7 +44,7 @@ def fold_scales_(model):
             )
     for conv, owner in targets.items():
         scale = owner.scale.scale.detach() if owner is not conv else None
-        if isinstance(conv, (ScaledConv2d, ScaledConvTranspose2d)):
+        if isinstance(conv, SCALED):
             conv.fold_(scale)
         else:
             for parameter in conv.parameters():
@@ -54,7 +56,7 @@ def fold_scales_(model):
 
 def _check_plain(conv, owner):
     # a subclass may do more than convolve, as Detectron2's Conv2d with a norm does
-    if type(conv) not in (nn.Conv2d, ScaledConv2d, ScaledConvTranspose2d):
+    if type(conv) not in (nn.Conv2d, *SCALED):
         raise ValueError(
             f"a scale goes into the weight of a plain convolution, got {type(conv).__name__}: remove its "
             "parametrization first"

@@ -12,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import nn
 
+from ..isometry import ScaledLinear
 from .blocks import Stem, make_iso_stage
 from .signal import Signal
 
@@ -26,6 +27,8 @@ class Layout:
     stem_channels: int = 64
 
 
+# Side in pixels of the images that a stem is made for
+IMAGE_SIZE = {"cifar": 32, "imagenet": 224}
 LAYOUTS = {
     18: Layout((2, 2, 2, 2), (64, 128, 256, 512)),
     34: Layout((3, 4, 6, 3), (64, 128, 256, 512)),
@@ -79,7 +82,8 @@ class ISONet(Backbone):
     Only the stages that some output feature needs are built. No normalization layer, no bias on any
     convolution. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta kernel. With
     ``signal="scaled"`` each starts as a random isometry and has the gain that keeps the mean square of its
-    values, see :class:`~iso_d2.modeling.signal.Signal`.
+    values, see :class:`~iso_d2.modeling.signal.Signal`; and so has the linear layer, after the average over
+    all pixels of images of 32x32 ("cifar" stem) or 224x224 ("imagenet").
 
     Args:
         depth (int): 18, 34 (basic blocks), 50, 101, 152 (bottleneck blocks), all of four stages and
@@ -176,7 +180,9 @@ class ISONet(Backbone):
         if "linear" in self._out_features:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.dropout = nn.Dropout(dropout)
-            self.linear = nn.Linear(channels, num_classes)
+            # an average over n pixels, n = (size / stride)^2, leaves 1 / n of their mean square
+            gain = IMAGE_SIZE[stem] / stride if signal.scaled else 1.0
+            self.linear = ScaledLinear(channels, num_classes, gain=gain)
             shapes["linear"] = ShapeSpec(channels=num_classes)
         self._shapes = {name: shapes[name] for name in self._out_features}
         self.freeze(freeze_at)
