@@ -12,11 +12,30 @@ NOT_FULL = "a comparison of short trainings"
 EPOCHS = 10
 BF16 = options(SOLVER__AMP__ENABLED=True, SOLVER__AMP__PRECISION="bf16")
 
+# Without normalization a single batch can throw a network far; batch norm's rates are chosen without it.
+CLIPPED = options(
+    SOLVER__CLIP_GRADIENTS__ENABLED=True,
+    SOLVER__CLIP_GRADIENTS__CLIP_TYPE="norm",
+    SOLVER__CLIP_GRADIENTS__CLIP_VALUE=1.0,
+)
+SCALED = (*options(MODEL__ISONET__SIGNAL="scaled"), *CLIPPED)
+
 # Key -> label, config, changes
 CIFAR = {
+    "risonet": (
+        "R-ISONet-20, scaled",
+        "risonet18",
+        (*SCALED, *options(MODEL__ISONET__SCALE_INIT=1.0, SOLVER__BASE_LR=0.06)),
+    ),
     "resnet-bn": ("ResNet-20, batch norm", "resnet18", options(SOLVER__BASE_LR=0.2)),
+    "isonet": ("ISONet-20, scaled", "isonet18", (*SCALED, *options(SOLVER__BASE_LR=0.06))),
 }
 LGG = {
+    "isounet": (
+        "ISO-UNet, scaled",
+        "isounet",
+        options(MODEL__UNET__SIGNAL="scaled", ISO__ORTHO__MODE="auto", SOLVER__BASE_LR=0.025),
+    ),
     "unet-bn": ("UNet, batch norm", "unet", options(SOLVER__BASE_LR=0.025)),
 }
 

@@ -9,6 +9,7 @@ from torch import nn
 from iso_d2.isometry import (
     ScaledConv2d,
     ScaledConvTranspose2d,
+    ScaledLinear,
     conv_gain,
     conv_singular_values,
     delta_init_,
@@ -220,3 +221,18 @@ def test_what_is_refused():
             ScaledConv2d(3, 3, 3, gain=gain)
     with pytest.raises(ValueError, match="a scale must have 3 values, one an input channel"):
         ScaledConv2d(3, 4, 3)(torch.randn(1, 3, 5, 5), torch.ones(4))
+
+
+def test_a_linear_layer_with_a_gain():
+    layer, plain = ScaledLinear(4, 3, gain=2.5), ScaledLinear(4, 3)
+    x = torch.randn(5, 4)
+    expected = 2.5 * (x @ layer.weight.T) + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    assert list(plain.state_dict()) == ["weight", "bias"]
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(plain(x), expected)
+    layer.fold_()
+    torch.testing.assert_close(layer(x), expected)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    with pytest.raises(ValueError, match="ScaledLinear gain must be a finite number above 0"):
+        ScaledLinear(4, 3, gain=0)

@@ -166,6 +166,18 @@ def test_weights_keep_their_function_in_a_network_of_the_other_signal(residual):
     torch.testing.assert_close(scaled(x)["res4"], expected[paper])
 
 
+@pytest.mark.parametrize(
+    "stem, depth, gain", [("cifar", 20, 8), ("cifar", 18, 4), ("imagenet", 18, 7), ("imagenet", 50, 7)]
+)
+def test_the_linear_layer_makes_good_the_average_over_pixels(stem, depth, gain):
+    net = ISONet(depth, True, stem=stem, num_classes=2, signal="scaled")
+    assert net.linear.gain == gain
+    # as many values that do not depend on each other as there are pixels
+    features = torch.randn(2000, 3, gain, gain)
+    assert (gain * net.avgpool(features)).square().mean().item() == pytest.approx(1, abs=0.1)
+    assert ISONet(depth, True, stem=stem, num_classes=2).linear.gain == 1
+
+
 def test_the_gain_of_srelu_is_in_the_convolutions_that_read_one():
     net = UNet(base_channels=8, depth=2, signal="scaled", srelu_gain=True, srelu_init=-0.5)
     plain = UNet(base_channels=8, depth=2, signal="scaled", srelu_init=-0.5)
