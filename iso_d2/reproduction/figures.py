@@ -108,7 +108,8 @@ def _draw_measure(axes, evaluated, heading):
 
 def epochs_of(record):
     """Function: an entry with ``iteration`` -> passes over the training set that are done after it."""
-    images = train_images(record["dataset"], record["table"].removeprefix("mri-"))
+    options = dict(zip(record["options"][::2], record["options"][1::2], strict=True))
+    images = train_images(record["dataset"], options.get("DATASETS.LGG_SPLIT"))
     return lambda point: (point["iteration"] + 1) * record["batch"] / images
 
 

@@ -32,6 +32,15 @@ def test_both_versions_of_both_sets(tmp_path, name, write):
         assert loaded.labels.tolist() == labels.tolist()
 
 
+def test_the_parts_to_choose_settings_by_are_the_training_images(tmp_path, monkeypatch):
+    pixels, labels = write_binary(tmp_path / FOLDERS["cifar10", write_binary], "cifar10")["train"]
+    monkeypatch.setattr(cifar, "TUNING_SPLITS", {"train45k": slice(None, 15), "val5k": slice(15, None)})
+    first, rest = (load_cifar(SETS["cifar10"], split, tmp_path) for split in ("train45k", "val5k"))
+    assert (len(first.images), len(rest.images)) == (15, 5)
+    assert np.concatenate([first.labels, rest.labels]).tolist() == labels.tolist()
+    assert (np.concatenate([first.images, rest.images]).reshape(-1, 3072) == pixels).all()
+
+
 def test_the_binary_version_is_taken_where_there_are_both(tmp_path):
     write_python(tmp_path / "cifar-100-python", "cifar100")
     binary = write_binary(tmp_path / "cifar-100-binary", "cifar100")
@@ -138,7 +147,7 @@ def test_other_pickles_are_named(tmp_path, stored, message):
 
 def test_registered_sets():
     for name, number in (("cifar10", 10), ("cifar100", 100)):
-        for split in ("train", "test"):
+        for split in ("train", "test", "train45k", "val5k"):
             metadata = MetadataCatalog.get(f"{name}_{split}")
             assert metadata.evaluator_type == "classification"
             assert len(set(metadata.thing_classes)) == len(metadata.thing_classes) == number
@@ -177,3 +186,5 @@ def test_real_cifar10(real_data):
     loaded = MetadataCatalog.get("cifar10_test").load_arrays()
     assert np.bincount(loaded.labels).tolist() == [1000] * 10
     assert len(DatasetCatalog.get("cifar10_train")) == 50_000
+    parts = [DatasetCatalog.get(f"cifar10_{part}") for part in ("train45k", "val5k")]
+    assert list(map(len, parts)) == [45_000, 5_000]

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from lgg_files import PATIENTS, SIDE, picture, write_lgg
 from PIL import Image
 
-from iso_d2.data import lgg, slices
+from iso_d2.data import lgg, lgg_patients, slices
 
 
 @pytest.fixture
@@ -170,6 +170,25 @@ def test_the_three_splits(tree):
     assert val_slices(split="fold", fold=1, folds=3) == whole["TCGA_A"]
 
 
+def test_the_tuning_split_is_within_the_training_patients(tree, monkeypatch):
+    monkeypatch.setattr(lgg_patients, "TUNING_PATIENTS", 1)
+    lgg.register_lgg("tune")
+    sides = [{r["patient"] for r in DatasetCatalog.get(f"lgg_{side}")} for side in ("train", "val")]
+    # B, which is lgg_val of the patient split, is on neither side; A is the next one
+    assert sides == [{"TCGA_C"}, {"TCGA_A"}]
+
+
+def test_the_tuning_split_of_all_patients():
+    records = [{"patient": name, "slice": 1} for name in lgg.PATIENTS]
+    sides = [
+        {records[i]["patient"] for i in lgg_patients.choose_slices(side, "tune", 0, 5, lgg.PATIENTS, records)}
+        for side in ("train", "val")
+    ]
+    hidden = {name for name, p in lgg.PATIENTS.items() if p.in_val}
+    assert [len(side) for side in (*sides, hidden)] == [77, 16, 17]
+    assert len(set.union(*sides, hidden)) == 110
+
+
 def test_a_missing_patient_moves_no_other(tree):
     for path in (tree / "TCGA_A").iterdir():
         path.unlink()
@@ -183,7 +202,7 @@ def test_a_missing_patient_moves_no_other(tree):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"split": "random"}, "LGG_SPLIT must be one of patient, image, fold, got 'random'"),
+        ({"split": "random"}, "LGG_SPLIT must be one of patient, image, fold, tune, got 'random'"),
         ({"split": "fold", "folds": 1}, "LGG_FOLDS must be from 2 to 110, got 1"),
         ({"split": "fold", "folds": 111}, "LGG_FOLDS must be from 2 to 110, got 111"),
         ({"split": "fold", "fold": 5}, "LGG_FOLD must be from 0 to LGG_FOLDS - 1 = 4, got 5"),

@@ -35,6 +35,15 @@ def test_several_evaluations_are_lines_by_epoch():
     np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0], [2.00192, 50.0]])
 
 
+def test_epochs_of_slices_depend_on_the_split():
+    point = {"iteration": 3346}
+    # 3,347 and 3,340 slices
+    for split, epochs in (("patient", 8.0), ("image", 8 * 3347 / 3340)):
+        options = ["DATASETS.LGG_SPLIT", split]
+        record = toy_record("signal-lgg-unet-bn", dataset="lgg_train", batch=8, options=options)
+        assert figures.epochs_of(record)(point) == pytest.approx(epochs)
+
+
 def test_what_diverged_does_not_hide_the_others():
     wild = [{"iteration": i, "loss_cls": 900.0, "total_loss": 900.0} for i in (9, 19)]
     records = toy_records(toy_record(RISONET), toy_record(ISONET, diverged=25, curve=wild))

@@ -1,8 +1,16 @@
 import pytest
 from toy_records import toy_record, toy_records
 
-from iso_d2.reproduction.report_values import TABLES
-from iso_d2.reproduction.tables import BEGIN, END, table_lines, tables_text, with_part, write_tables
+from iso_d2.reproduction.report_values import TABLES, Metric
+from iso_d2.reproduction.tables import (
+    BEGIN,
+    END,
+    table_lines,
+    tables_text,
+    value_of,
+    with_part,
+    write_tables,
+)
 from iso_d2.reproduction.zoo import write_zoo
 
 RISONET, ISONET = "cifar10-risonet-gamma1e-4", "cifar10-isonet-gamma1e-4"
@@ -47,6 +55,15 @@ def test_several_seeds_give_mean_and_spread():
     )
     # mean 53; sd = sqrt((9 + 1 + 16) / 2) = 3.61
     assert rows(CIFAR10, records)["R-ISONet, gamma 1e-4"]["test top-1 (%): small"] == "53.0 ± 3.6 (n=3)"
+
+
+def test_a_mean_over_the_last_evaluations():
+    points = [{"iteration": i, "metrics": {"volume_dice_mean": v}} for i, v in enumerate((0, 60, 70, 74))]
+    record = toy_record("signal-lgg-unet-bn", evaluations={"lgg_val": points})
+    metric = Metric("Dice", "lgg_val", "volume_dice_mean", last=3)
+    assert value_of(record, metric) == pytest.approx(68)
+    assert value_of({**record, "diverged_at": 7}, metric) is None
+    assert value_of({**record, "evaluations": {}}, metric) is None
 
 
 def test_what_is_missing_is_named_with_the_reason():

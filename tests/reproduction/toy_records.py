@@ -29,6 +29,7 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
         "peak_gpu_memory_mb": None,
         "parameters": 271_603,
         "flops": 40_817_280,
+        "options": [],
         "iterations": 391,
         "batch": 128,
         "dataset": "cifar10_train",
