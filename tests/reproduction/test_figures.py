@@ -64,7 +64,8 @@ def test_without_checkpoints_an_old_picture_stays(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     old = folder / "reproduction_samples_mri-patient_small.png"
     old.write_bytes(b"old")
-    record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train")
+    options = ["DATASETS.LGG_SPLIT", "patient"]
+    record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train", options=options)
     _, notes = write_figures(tmp_path, toy_records(record))
     assert old.read_bytes() == b"old"
     assert len(notes) == 1 and "mri-patient-isounet/seed1/model_final.pth is not here" in notes[0]
