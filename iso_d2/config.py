@@ -124,7 +124,7 @@ def _iso_config():
     # "auto": "paper" with SIGNAL "paper", "spectral" with "scaled"
     cfg.ISO.ORTHO.MODE = "auto"
     # Up to which singular values are free with MODE "spectral"
-    cfg.ISO.ORTHO.BOUND = 1.0
+    cfg.ISO.ORTHO.BOUND = 1.4
     # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet but 7x7
     # kernels, 3-channel inputs and UNet's output; in a model without either, those of `backbone` but FPN's
     cfg.ISO.ORTHO.INCLUDE = []

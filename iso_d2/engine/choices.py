@@ -9,7 +9,7 @@ PAPER_COEFF = 1e-4
 # By how many time constants an "auto" penalty alone brings a singular value back to 1 in a training, at least
 PULL = 4.0
 # An "auto" penalty's coefficient by the rate of a step with its momentum, at least
-HOLD = 0.08
+HOLD = 0.35
 # Of a schedule, at most so many rates are looked at
 _POINTS = 1000
 

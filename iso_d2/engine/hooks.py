@@ -123,7 +123,7 @@ class OrthogonalityLossHook(HookBase):
         period=1,
         log_period=100,
         fraction=1.0,
-        bound=1.0,
+        bound=1.4,
     ):
         if not (math.isfinite(coeff) and coeff >= 0):
             raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")

@@ -62,14 +62,14 @@ def test_it_converges_to_the_singular_values(case, bound):
 
 def test_the_first_call_is_near_and_never_above():
     convs = [make(*case) for case in CONVS]
-    values = SpectralPenalty(convs)()
+    values = SpectralPenalty(convs, 1.0)()
     exact = torch.stack([by_svd(conv, 1.0) for conv in convs])
     assert (values <= exact + 1e-9).all() and (values > 0.7 * exact).all()
 
 
 def test_its_gradient_is_that_of_the_formula():
     conv = make(*CONVS[1])
-    penalty = SpectralPenalty([conv])
+    penalty = SpectralPenalty([conv], 1.0)
     for _ in range(300):
         penalty()
     penalty()[0].backward()
@@ -88,7 +88,7 @@ def test_its_gradient_is_that_of_the_formula():
 def test_of_one_singular_value_it_is_the_orthogonality_loss():
     conv = nn.Conv2d(1, 1, 1, bias=False)
     nn.init.constant_(conv.weight, 1.7)
-    for loss in (SpectralPenalty([conv])(), orthogonality_losses([conv], "exact")):
+    for loss in (SpectralPenalty([conv], 1.0)(), orthogonality_losses([conv], "exact")):
         assert loss.item() == pytest.approx(0.5 * (1.7**2 - 1) ** 2)
 
 
@@ -98,7 +98,7 @@ def test_what_is_below_the_bound_is_free():
     with torch.no_grad():
         conv.weight[2] *= 0.1
         conv.weight[3] = 0
-    value = SpectralPenalty([conv])()
+    value = SpectralPenalty([conv], 1.0)()
     value.sum().backward()
     assert value.item() < 1e-12 and conv.weight.grad.abs().max() < 1e-5
 
@@ -110,7 +110,7 @@ def test_it_brings_the_largest_values_down_and_leaves_the_others():
     with torch.no_grad():
         conv.weight += 0.05 * torch.randn_like(conv.weight)
     before = conv_singular_values(conv.weight, 5)
-    penalty, optimizer = SpectralPenalty([conv]), torch.optim.SGD(conv.parameters(), lr=0.05)
+    penalty, optimizer = SpectralPenalty([conv], 1.0), torch.optim.SGD(conv.parameters(), lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
         penalty().sum().backward()
@@ -123,7 +123,7 @@ def test_it_brings_the_largest_values_down_and_leaves_the_others():
 def test_layers_of_one_shape_are_worked_on_together_and_in_their_order():
     torch.manual_seed(0)
     convs = [make(*CONVS[i]) for i in (0, 1, 0, 3, 0)]
-    together = SpectralPenalty(convs)
+    together = SpectralPenalty(convs, 1.0)
     for _ in range(300):
         values = together()
     torch.testing.assert_close(values, torch.stack([by_svd(c, 1.0) for c in convs]), rtol=1e-6, atol=1e-9)
@@ -132,9 +132,9 @@ def test_layers_of_one_shape_are_worked_on_together_and_in_their_order():
 
 def test_it_goes_on_where_it_was():
     convs = [make(*CONVS[0]), make(*CONVS[3])]
-    first = SpectralPenalty(convs)
+    first = SpectralPenalty(convs, 1.0)
     first()
-    second = SpectralPenalty(convs, seed=5)
+    second = SpectralPenalty(convs, 1.0, seed=5)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert torch.equal(first(), second())
 
@@ -146,7 +146,7 @@ def test_half_precision_and_autocast():
     assert value.dtype == torch.float32
     value.sum().backward()
     assert conv.weight.grad.abs().sum() > 0
-    assert SpectralPenalty([conv.bfloat16()])().dtype == torch.float32
+    assert SpectralPenalty([conv.bfloat16()], 1.0)().dtype == torch.float32
 
 
 def test_what_is_refused():
