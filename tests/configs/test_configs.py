@@ -11,6 +11,7 @@ from torch import nn
 
 from iso_d2.data.shapes import HEIGHT, WIDTH
 from iso_d2.engine import Trainer
+from iso_d2.engine.choices import penalty_coefficient
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale
 
@@ -125,7 +126,7 @@ def train_two_steps(name, changes, tmp_path):
             still = {n: p for n, p in still.items() if p.grad is None or not p.grad.any()}
         losses = trainer.storage.latest()
     assert not list(still)
-    if cfg.ISO.ORTHO.COEFF > 0:
+    if penalty_coefficient(trainer.cfg) > 0:
         assert 0 <= losses["loss_ortho"][0] < 1e-3
     else:
         assert "loss_ortho" not in losses
@@ -181,7 +182,7 @@ def test_lgg_settings_are_the_reports(name):
     assert (unet.LOSS, unet.BASE_CHANNELS, unet.DEPTH) == ("dice", 64, 5)
     iso = name.startswith("iso")
     assert (iso, "BN" if name == "unet_lgg.yaml" else "") == (unet.ISOMETRIC, unet.NORM)
-    assert (1e-4 if iso else 0) == cfg.ISO.ORTHO.COEFF
+    assert (1e-4 if iso else 0) == penalty_coefficient(cfg)
     assert not iso or (unet.SRELU_INIT, unet.SRELU_LEARNABLE, cfg.ISO.ORTHO.MODE) == (-1.0, False, "exact")
 
 
@@ -203,7 +204,7 @@ def test_imagenet_settings_are_the_papers(name):
     rates |= {"risonet50": (0.025, 64), "risonet101": (0.0125, 32)}
     net = name.removeprefix("imagenet/").removesuffix("_imagenet.yaml")
     assert rates[net] == (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH)
-    assert (3e-4 if net == "isonet101" else 1e-4) == cfg.ISO.ORTHO.COEFF
+    assert (3e-4 if net == "isonet101" else 1e-4) == penalty_coefficient(cfg)
     assert (0.4 if net.startswith("r") else 0.1) == cfg.MODEL.CLASSIFIER.DROPOUT
     assert (net.startswith("r"), int(net.split("isonet")[1])) == (
         cfg.MODEL.ISONET.RESIDUAL,
@@ -226,4 +227,4 @@ def test_cifar_settings_are_the_reports(name):
     if "isonet" in name:
         depth = int(name.split("isonet")[1].split("_")[0])
         assert (depth, "/risonet" in name) == (isonet.DEPTH, isonet.RESIDUAL)
-        assert pytest.approx(3e-4 if "gamma3e-4" in name else 1e-4) == cfg.ISO.ORTHO.COEFF
+        assert pytest.approx(3e-4 if "gamma3e-4" in name else 1e-4) == penalty_coefficient(cfg)
