@@ -117,11 +117,11 @@ def _iso_config():
     cfg.ISO.ORTHO = CN()
     # gamma, the weight of the orthogonality penalty; 0 turns it off; "auto": by the schedule, so that the
     # pull towards an isometry is the same however short it is. None: 1e-4 with SIGNAL "paper", "auto" with
-    # "scaled"
+    # "scaled". After a config that gives a number None is accepted, "auto" is not
     cfg.ISO.ORTHO.COEFF = None
     # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2;
     # "spectral": the largest singular values alone, as far as they are above BOUND;
-    # "auto": "paper" with SIGNAL "paper", "spectral" with "scaled"
+    # "auto": "spectral" with SIGNAL "scaled", else "paper", in a UNetSegmentor "exact"
     cfg.ISO.ORTHO.MODE = "auto"
     # Up to which singular values are free with MODE "spectral"
     cfg.ISO.ORTHO.BOUND = 1.4

@@ -6,6 +6,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
+from ..isometry.scaled import gains_in_state_dicts
+
 # Of an ISONet pretrained for classification: a detector has no place for them, and misses nothing.
 CLASSIFIER_KEYS = ("linear.weight", "linear.bias")
 
@@ -52,11 +54,13 @@ class IsoCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_model(self, checkpoint):
-        incompatible = super()._load_model(checkpoint)
+        # so that heuristics find the places of gains in a model that has none yet
+        with gains_in_state_dicts():
+            incompatible = super()._load_model(checkpoint)
         if checkpoint.get("matching_heuristics") and set(CLASSIFIER_KEYS) <= set(
             incompatible.unexpected_keys
         ):
-            for key in CLASSIFIER_KEYS:
+            for key in {*CLASSIFIER_KEYS, "linear.gain"} & set(incompatible.unexpected_keys):
                 incompatible.unexpected_keys.remove(key)
             self.logger.info("The checkpoint's classifier (%s) is left out", ", ".join(CLASSIFIER_KEYS))
         not_loaded = {*incompatible.missing_keys, *(key for key, _, _ in incompatible.incorrect_shapes)}

@@ -23,13 +23,20 @@ def network_signal(cfg):
 def scale_lr_factor(cfg):
     """float: SOLVER.SCALE_LR_FACTOR, or what the signal asks for where it is None."""
     factor = cfg.SOLVER.SCALE_LR_FACTOR
+    if isinstance(factor, str):
+        raise ValueError(f"SOLVER.SCALE_LR_FACTOR must be a number or None, got {factor!r}")
     return factor if factor is not None else (1.0 if network_signal(cfg) == "scaled" else 0.1)
 
 
 def penalty_mode(cfg):
     """str: ISO.ORTHO.MODE, or what the signal asks for where it is "auto"."""
     mode = cfg.ISO.ORTHO.MODE
-    return mode if mode != "auto" else ("spectral" if network_signal(cfg) == "scaled" else "paper")
+    if mode != "auto":
+        return mode
+    if network_signal(cfg) == "scaled":
+        return "spectral"
+    # the paper's formula is not 0 where the strided up-convolutions of a UNet are isometries
+    return "exact" if cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor" else "paper"
 
 
 def penalty_coefficient(cfg):
@@ -63,10 +70,11 @@ def penalty_coefficient(cfg):
             raise ValueError(f"ISO.ORTHO.COEFF must be a number, 'auto' or None, got {coeff!r}")
         return coeff
     total = sum_of_rates(cfg)
-    if not total > 0:
+    if not total > 0 or not cfg.SOLVER.MOMENTUM < 1:
         raise ValueError(
-            f"ISO.ORTHO.COEFF 'auto' needs a schedule with learning rates above 0, got SOLVER.BASE_LR "
-            f"{cfg.SOLVER.BASE_LR} and MAX_ITER {cfg.SOLVER.MAX_ITER}"
+            "ISO.ORTHO.COEFF 'auto' needs a schedule with learning rates above 0 and a momentum below 1, got "
+            f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}, MAX_ITER {cfg.SOLVER.MAX_ITER}, "
+            f"MOMENTUM {cfg.SOLVER.MOMENTUM}"
         )
     left = 1 - cfg.SOLVER.MOMENTUM
     return max(PAPER_COEFF, PULL * left / (4 * total), HOLD * cfg.SOLVER.BASE_LR / left)

@@ -17,12 +17,13 @@ class AdaptiveClipper:
 
         G_i <- G_i * min(1, lambda * max(||W_i||, 1e-3) / ||G_i||)    in the Frobenius norm, eq. (3)
 
-    A unit is what one output sees: a row of a linear or convolution weight. Of a transposed convolution it is
-    likewise a slice of the first dimension, the inputs. Vectors and numbers (thresholds, scales, biases)
-    are left alone, and so is the last linear layer, as in NFNet.
+    A unit is what one output sees, a row of a convolution weight; of a transposed convolution it is
+    likewise a slice of the first dimension, the inputs. Only convolutions are clipped: vectors and numbers
+    (thresholds, scales, biases) are not, and linear layers are not, since NFNet spares the last one and the
+    heads of detectors have several.
 
     Args:
-        model (nn.Module): its weights of two or more dimensions that require a gradient are clipped.
+        model (nn.Module): its convolution weights that require a gradient are clipped.
         clipping (float): lambda.
 
     Raises:
@@ -35,9 +36,7 @@ class AdaptiveClipper:
                 f"SOLVER.CLIP_GRADIENTS.ADAPTIVE must be a finite number above 0, got {clipping}"
             )
         self.clipping = clipping
-        linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-        last = linear[-1].weight if linear else None
-        self.weights = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad and p is not last]
+        self.weights = [p for p in model.parameters() if p.dim() > 2 and p.requires_grad]
 
     @torch.no_grad()
     def __call__(self, optimizer=None, args=(), kwargs=None):

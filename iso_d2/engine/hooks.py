@@ -125,12 +125,14 @@ class OrthogonalityLossHook(HookBase):
         fraction=1.0,
         bound=1.4,
     ):
-        if not (math.isfinite(coeff) and coeff >= 0):
+        if isinstance(coeff, str) or not (math.isfinite(coeff) and coeff >= 0):
             raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")
         if period < 1:
             raise ValueError(f"OrthogonalityLossHook period must be at least 1 (every step), got {period}")
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
+        if mode not in ("paper", "exact", "spectral"):
+            raise ValueError(f"orthogonality mode must be 'paper', 'exact' or 'spectral', got {mode!r}")
         if mode == "spectral" and fraction != 1:
             raise ValueError(f"the spectral penalty has no fraction of frequencies, got {fraction}")
         # raises now and not at the first step

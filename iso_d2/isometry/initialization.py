@@ -99,7 +99,8 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=Fals
         if all_taps and len(kernel_size) == 2 and set(stride) == {1}:
             kernel.copy_(_orthogonal_kernel(kernel, generator))
             continue
-        matrix = weight.new_empty(rows, len(phases), columns)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        matrix = weight.new_empty(rows, len(phases), columns, dtype=dtype)
         nn.init.orthogonal_(matrix.view(rows, -1), generator=generator)
         for phase, tap in enumerate(phases):
             kernel[(slice(None), slice(None), *tap)] = matrix[:, phase]

@@ -6,6 +6,7 @@ x'>_M with a matrix M, here diagonal. NFNet (Brock et al., 2021, https://arxiv.o
 1) derive sqrt(fan_out / fan_in) for the spectral norm.
 """
 
+import contextlib
 import math
 
 import torch
@@ -63,6 +64,8 @@ class _Gained:
     had.
     """
 
+    always_saved = False
+
     def _init_gain(self, gain):
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"{type(self).__name__} gain must be a finite number above 0, got {gain}")
@@ -70,17 +73,28 @@ class _Gained:
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.gain != 1:
+        if self.gain != 1 or _Gained.always_saved:
             destination[prefix + "gain"] = torch.tensor(self.gain, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        gain = state_dict.pop(prefix + "gain", 1.0)
-        if prefix + "weight" in state_dict:
-            self.gain = float(gain)
+        if prefix + "gain" in state_dict:
+            self.gain = float(state_dict.pop(prefix + "gain"))
+        elif prefix + "weight" in state_dict:
+            self.gain = 1.0
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self):
         return super().extra_repr() + (f", gain={self.gain:.4g}" if self.gain != 1 else "")
+
+
+@contextlib.contextmanager
+def gains_in_state_dicts():
+    """Within it a state dict has every gain, also of 1: for code that looks up what a model can load."""
+    _Gained.always_saved = True
+    try:
+        yield
+    finally:
+        _Gained.always_saved = False
 
 
 class ScaledLinear(_Gained, nn.Linear):
@@ -152,6 +166,12 @@ class _Scaled(_Gained):
         self.weight.copy_(self.scaled_weight(scale))
         self.gain, self.metric = 1.0, None
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        found = {name for name in ("weight", "metric") if prefix + name in state_dict}
+        if self.metric is not None and found == {"weight"}:
+            nn.init.ones_(self.metric)  # weights of a layer without a metric keep their function
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extra_repr(self):
         return super().extra_repr() + (", metric=True" if self.metric is not None else "")
 
@@ -203,15 +223,16 @@ class ScaledConvTranspose2d(_Scaled, nn.ConvTranspose2d):
         super().__init__(*args, **kwargs)
         self._init_scale(gain, metric)
 
-    def forward(self, x, scale=None):
-        """As of :class:`ScaledConv2d`."""
+    def forward(self, x, scale=None, output_size=None):
+        """As of :class:`ScaledConv2d`; `output_size` as of ``nn.ConvTranspose2d``."""
+        axes = (self.stride, self.padding, self.kernel_size, 2, self.dilation)
         return F.conv_transpose2d(
             x,
             self.scaled_weight(scale),
             self.bias,
             self.stride,
             self.padding,
-            self.output_padding,
+            self._output_padding(x, output_size, *axes),
             self.groups,
             self.dilation,
         )

@@ -22,7 +22,8 @@ class SpectralPenalty:
 
     sigma_1(f) is the largest singular value at frequency f, on the grid of the penalty with
     ``mode="exact"``, (2k - 1) x (2k - 1); a strided convolution is taken by its polyphase components. At a
-    singular value above tau its gradient is that of `orthogonality_loss`; of those below there is none.
+    singular value above tau (dilation that is coprime to the stride changes nothing) its gradient is that
+    of `orthogonality_loss`; of those below there is none.
 
     The singular vectors come from power iteration, one step at each call, which goes on from the one before
     as the weights change slowly; the first call makes 20. sigma_1 is thus estimated from below.
@@ -106,8 +107,10 @@ class SpectralPenalty:
         v = v.to(real)
         for _ in range(steps):
             u = _apply(real, imaginary, v)
-            v = torch.stack(_apply(real.mT, -imaginary.mT, u))
-            v = v / v.square().sum((0, 2, 3)).sqrt().clamp(min=1e-30).view(-1, 1, 1)
+            improved = torch.stack(_apply(real.mT, -imaginary.mT, u))
+            norm = improved.square().sum((0, 2, 3)).sqrt().view(-1, 1, 1)
+            # a kernel of zeros has no direction: the vectors wait until it has one
+            v = torch.where(norm > 1e-20, improved / norm, v)
         self._vectors[kind] = v
         return v
 

@@ -86,6 +86,7 @@ def without_delta(net):
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (7, 7):
             c2_msra_fill(module)
+            module.gain = 1.0
     return net
 
 

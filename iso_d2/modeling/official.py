@@ -86,11 +86,12 @@ def to_isonet(checkpoint):
         ValueError: it is no ISONet's: every parameter that is missing, has another shape or has no
             place is named.
     """
-    state = (
-        to_authors(checkpoint)
-        if "model" in checkpoint
-        else _without_prefix(checkpoint.get("net", checkpoint))
-    )
+    scales = {}
+    if "model" in checkpoint:
+        state, scales = _split_scales(_without_prefix(checkpoint["model"]))
+        state = _with_authors_names(state)
+    else:
+        state = _without_prefix(checkpoint.get("net", checkpoint))
     variant = recognize(state)
     # Only names and shapes are wanted: on the meta device nothing is allocated.
     with torch.device("meta"):
@@ -105,11 +106,14 @@ def to_isonet(checkpoint):
     ]
     if wrong:
         raise ValueError(f"The checkpoint does not fit {variant}: {'; '.join(wrong)}")
-    return {ours: state[name].reshape(like.shape).clone() for name, (ours, like) in places.items()}, variant
+    ours = {ours: state[name].reshape(like.shape).clone() for name, (ours, like) in places.items()}
+    return ours | scales, variant
 
 
 def to_authors(checkpoint):
     """The way back: a state dict in the authors' layout, without "module.".
+
+    Gains and metrics, which that layout does not have, are multiplied into the weights.
 
     Args:
         checkpoint (dict): ``{"model": state dict}`` of an ISONet or of an ImageClassifier over one.
@@ -120,7 +124,22 @@ def to_authors(checkpoint):
     Raises:
         ValueError: it has parameters that the authors' layout has no name for; they are named.
     """
-    state = _without_prefix(checkpoint.get("model"))
+    state, scales = _split_scales(_without_prefix(checkpoint.get("model")))
+    for name, scale in scales.items():
+        weight = f"{name.rpartition('.')[0]}.weight"
+        if scale.dim() == 1:
+            scale = scale.view(-1, *[1] * (state[weight].dim() - 2))
+        state[weight] = (state[weight] * scale).to(state[weight].dtype)
+    return _with_authors_names(state)
+
+
+def _split_scales(state):
+    """A state dict without gains and metrics, and these."""
+    scales = {name: tensor for name, tensor in state.items() if name.endswith((".gain", ".metric"))}
+    return {name: tensor for name, tensor in state.items() if name not in scales}, scales
+
+
+def _with_authors_names(state):
     names = {name: _authors_name(name) for name in state}
     unknown = [name for name, theirs in names.items() if theirs is None]
     if unknown:

@@ -176,7 +176,8 @@ class UNet(nn.Module):
         for up in self.ups:
             skip = levels.pop()
             conv = up if isinstance(up, nn.ConvTranspose2d) else up.conv
-            conv.gain *= math.sqrt(skip / below)
+            # what reads the skip connection restores it; the gain of this convolution has done so already
+            conv.gain *= math.sqrt(skip / restored / below)
             below = after_block(skip)
 
     def forward(self, images):

@@ -11,7 +11,7 @@ from torch import nn
 
 from iso_d2.data.shapes import HEIGHT, WIDTH
 from iso_d2.engine import Trainer
-from iso_d2.engine.choices import penalty_coefficient
+from iso_d2.engine.choices import penalty_coefficient, penalty_mode
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale
 
@@ -183,7 +183,7 @@ def test_lgg_settings_are_the_reports(name):
     iso = name.startswith("iso")
     assert (iso, "BN" if name == "unet_lgg.yaml" else "") == (unet.ISOMETRIC, unet.NORM)
     assert (1e-4 if iso else 0) == penalty_coefficient(cfg)
-    assert not iso or (unet.SRELU_INIT, unet.SRELU_LEARNABLE, cfg.ISO.ORTHO.MODE) == (-1.0, False, "exact")
+    assert not iso or (unet.SRELU_INIT, unet.SRELU_LEARNABLE, penalty_mode(cfg)) == (-1.0, False, "exact")
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

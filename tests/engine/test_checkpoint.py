@@ -158,3 +158,18 @@ def test_matching_heuristics(tmp_path):
             np.testing.assert_array_equal(value.numpy(), arrays[name])
     with pytest.raises(ValueError, match=r"append \?matching_heuristics=True"):
         IsoCheckpointer(ToyModel(tiny_resnet())).load(plain)
+
+
+@pytest.mark.parametrize("source, target", [("scaled", "paper"), ("paper", "scaled"), ("scaled", "scaled")])
+@pytest.mark.parametrize("heuristics", [True, False])
+def test_weights_keep_their_function_whatever_the_signal(tmp_path, log, source, target, heuristics):
+    torch.manual_seed(0)
+    net = ISONet(20, True, stem="cifar", num_classes=3, signal=source, out_features=["res4", "linear"]).eval()
+    model = ToyModel(ISONet(20, True, stem="cifar", signal=target)).eval()
+    prefix = "" if heuristics else "backbone."
+    path = save({prefix + name: value for name, value in net.state_dict().items()}, tmp_path)
+    IsoCheckpointer(model).load(path + ("?matching_heuristics=True" if heuristics else ""))
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(model.backbone(x)["res4"], net(x)["res4"])
+    if heuristics:  # the classifier is left out, with its gain
+        assert "in part" not in log.text

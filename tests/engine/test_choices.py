@@ -35,6 +35,9 @@ def test_the_scaled_signal_chooses_for_itself_what_is_not_given():
 def test_a_unet_has_a_signal_of_its_own():
     cfg = config(*SHORT, "MODEL.UNET.SIGNAL", "scaled")
     assert penalty_mode(cfg) == "paper"
+    plain = config(*SHORT)
+    plain.MODEL.META_ARCHITECTURE = "UNetSegmentor"
+    assert penalty_mode(plain) == "exact"
     cfg.MODEL.META_ARCHITECTURE = "UNetSegmentor"
     assert penalty_mode(cfg) == "spectral"
 
@@ -106,6 +109,13 @@ def test_what_is_no_coefficient(coeff):
         penalty_coefficient(cfg)
 
 
-def test_auto_needs_a_schedule():
-    with pytest.raises(ValueError, match=r"needs a schedule with learning rates above 0, got .*BASE_LR 0\.0"):
-        penalty_coefficient(config(*SHORT, "SOLVER.BASE_LR", 0.0, "ISO.ORTHO.COEFF", "auto"))
+def test_what_is_no_factor():
+    with pytest.raises(ValueError, match=r"SCALE_LR_FACTOR must be a number or None, got 'auto'"):
+        scale_lr_factor(config("SOLVER.SCALE_LR_FACTOR", "auto"))
+
+
+@pytest.mark.parametrize("key, value", [("SOLVER.BASE_LR", 0.0), ("SOLVER.MOMENTUM", 1.0)])
+def test_auto_needs_a_schedule(key, value):
+    message = "needs a schedule with learning rates above 0 and a momentum below 1"
+    with pytest.raises(ValueError, match=message):
+        penalty_coefficient(config(*SHORT, key, value, "ISO.ORTHO.COEFF", "auto"))

@@ -131,6 +131,12 @@ def test_orthogonal_is_random_and_repeatable():
     assert draws[0].abs().sum((0, 1)).nonzero().tolist() == [[1, 1]]  # the centre tap alone
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_orthogonal_of_half_precision(stride):
+    weight = orthogonal_init_(torch.empty(4, 8, 3, 3, dtype=torch.bfloat16), stride)
+    assert orthogonality_loss(weight, stride, mode="exact") < 1e-3
+
+
 def test_orthogonal_over_all_taps():
     weight = orthogonal_init_(torch.empty(16, 16, 3, 3), all_taps=True)
     shares = weight.square().sum((0, 1)) / 16

@@ -180,6 +180,28 @@ def test_a_gain_is_kept_with_the_weights():
     assert other[0].gain == 1.25
 
 
+def test_a_metric_of_its_own_does_not_stay_with_weights_that_had_none():
+    plain, metric = ScaledConv2d(3, 6, 3), ScaledConv2d(3, 6, 3, metric=True)
+    nn.init.constant_(metric.metric, 5.0)
+    result = metric.load_state_dict(plain.state_dict(), strict=False)
+    assert result.missing_keys == ["metric"] and (metric.metric == 1).all()
+
+
+def test_a_gain_reaches_a_layer_whose_weight_is_parametrized():
+    source, target = (
+        nn.utils.parametrizations.weight_norm(ScaledConv2d(3, 6, 3, gain=gain)) for gain in (2.0, 1.0)
+    )
+    target.load_state_dict(source.state_dict())
+    assert target.gain == 2
+
+
+def test_an_output_size_can_be_asked_for():
+    conv = ScaledConvTranspose2d(3, 2, 3, stride=2, padding=1, bias=False)
+    plain = unscaled(conv).float()
+    x = torch.randn(1, 3, 5, 5)
+    torch.testing.assert_close(conv(x, output_size=(10, 10)), plain(x, output_size=(10, 10)))
+
+
 def test_the_fold():
     conv = ScaledConvTranspose2d(4, 2, 2, stride=2, gain=1.5, metric=True, bias=True)
     nn.init.normal_(conv.metric)

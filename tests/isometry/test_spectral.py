@@ -130,6 +130,17 @@ def test_layers_of_one_shape_are_worked_on_together_and_in_their_order():
     assert SpectralPenalty([])().shape == (0,)
 
 
+def test_a_kernel_that_grows_from_zero_is_seen():
+    conv = nn.Conv2d(4, 4, 3, bias=False).double()
+    nn.init.zeros_(conv.weight)
+    penalty = SpectralPenalty([conv], 1.0)
+    assert penalty().item() == 0
+    nn.init.normal_(conv.weight, std=0.5)
+    for _ in range(300):
+        value = penalty()
+    torch.testing.assert_close(value[0], by_svd(conv, 1.0), rtol=1e-6, atol=1e-9)
+
+
 def test_it_goes_on_where_it_was():
     convs = [make(*CONVS[0]), make(*CONVS[3])]
     first = SpectralPenalty(convs, 1.0)

@@ -119,3 +119,21 @@ def test_wrong_files(tmp_path, capsys):
     with pytest.raises(ValueError, match="holds more than tensors"):
         official.read_checkpoint(str(path))
     assert "executed" not in capsys.readouterr().out
+
+
+def test_gains_survive_and_go_into_the_authors_weights():
+    net = ISONet(20, True, stem="cifar", num_classes=10, signal="scaled", scale_init=0.5, metric=True).eval()
+    for name, parameter in net.named_parameters():
+        if name.endswith("metric"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images)["linear"]
+        state, _ = official.to_isonet({"model": {f"backbone.{n}": t for n, t in net.state_dict().items()}})
+        again = ISONet(20, True, stem="cifar", num_classes=10, metric=True).eval()
+        again.load_state_dict(state)
+        torch.testing.assert_close(again(images)["linear"], expected)
+        authors = official.to_authors({"model": net.state_dict()})
+        plain = ISONet(20, True, stem="cifar", num_classes=10).eval()
+        plain.load_state_dict(official.to_isonet({"net": authors})[0])
+        torch.testing.assert_close(plain(images)["linear"], expected, rtol=1e-4, atol=1e-4)

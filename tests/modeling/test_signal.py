@@ -14,6 +14,7 @@ from iso_d2.isometry import (
     srelu_mean_square,
 )
 from iso_d2.modeling import IsoBlock, ISONet, UNet, fold_scales_
+from iso_d2.modeling.backbones import without_delta
 from iso_d2.modeling.signal import Signal
 
 CONVS = (ScaledConv2d, ScaledConvTranspose2d)
@@ -184,7 +185,8 @@ def test_the_gain_of_srelu_is_in_the_convolutions_that_read_one():
     factors = {n: c.gain / convolutions(plain)[n].gain for n, c in convolutions(net).items()}
     assert factors.pop("encoder.0.conv1") == 1
     del factors["ups.0"]  # on both paths as much is restored
-    assert net.ups[0].gain == pytest.approx(math.sqrt(2) * srelu_gain(-0.5))
+    # the image's path is restored by what reads it, the other one by this layer already
+    assert net.ups[0].gain == pytest.approx(math.sqrt(2))
     assert list(factors.values()) == pytest.approx([srelu_gain(-0.5)] * len(factors))
     block = IsoBlock(4, 4, 1, True, signal=Signal("scaled", threshold=0.0))
     assert block.branch.conv1.gain == pytest.approx(math.sqrt(2))
@@ -220,6 +222,11 @@ def test_learned_scales_get_gradients_and_fold_away(options):
     fold_scales_(net)
     assert not [name for name in net.state_dict() if name.endswith(("gain", "metric", "scale"))]
     torch.testing.assert_close(net(x)["linear"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kaiming_weights_have_no_gain():
+    net = without_delta(ISONet(20, True, stem="cifar", signal="scaled"))
+    assert {conv.gain for conv in convolutions(net).values()} == {1}
 
 
 def test_a_unet_folds():
