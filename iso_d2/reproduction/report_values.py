@@ -198,8 +198,8 @@ TABLES = [
         "Signal: brain MRI, patient split, narrow networks",
         "signal-lgg",
         (
-            Metric("volume Dice, mean of the last 3 epochs (%)", "lgg_val", "volume_dice_mean", last=3),
-            Metric("mean Dice loss, mean of the last 3 epochs", "lgg_val", "dice_loss", 3, last=3),
+            Metric("volume Dice, mean of the last 3 evaluations (%)", "lgg_val", "volume_dice_mean", last=3),
+            Metric("mean Dice loss, mean of the last 3 evaluations", "lgg_val", "dice_loss", 3, last=3),
         ),
         {},
         SIGNAL,
