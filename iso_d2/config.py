@@ -125,8 +125,9 @@ def _iso_config():
     cfg.ISO.ORTHO.MODE = "auto"
     # Up to which singular values are free with MODE "spectral"
     cfg.ISO.ORTHO.BOUND = 1.4
-    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet but 7x7
-    # kernels, 3-channel inputs and UNet's output; in a model without either, those of `backbone` but FPN's
+    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet
+    # but UNet's output and, where they have no gain, 7x7 kernels and 3-channel inputs; in a model without
+    # either, those of `backbone` but FPN's
     cfg.ISO.ORTHO.INCLUDE = []
     # Convolutions to leave out, same form
     cfg.ISO.ORTHO.EXCLUDE = []

@@ -1,6 +1,7 @@
 """Run the report's experiments again, and write the tables and figures that compare.
 
-python tools/reproduce.py cifar|mri|coco|all [--scale small|medium|full] [--time-budget MINUTES] [--jobs N]
+python tools/reproduce.py cifar|mri|coco|signal|all [--scale small|medium|full] [--time-budget MINUTES]
+                          [--jobs N]
 python tools/reproduce.py report            # tables and figures anew, from the results that are there
 
 Every arm is a run of tools/train_net.py. One that has a result in results/reproduction/ is skipped, one that

@@ -13,10 +13,10 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from ..isometry import SpectralPenalty, delta_init_, orthogonality_losses, orthogonality_multiply_adds
-from .layers import branch_ends, default_layers, find_convolutions, select, summary
+from .layers import branch_ends, default_layers, find_convolutions, select, summary, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class DeltaInitHook(HookBase):
             why = "weights were loaded" if self.weights_loaded else "the training was resumed"
             logger.info("No delta initialisation: %s", why)
             return
-        model = _unwrap(self.trainer.model)
+        model = unwrap(self.trainer.model)
         convs = find_convolutions(model)
         names = select(convs, self.include)
         ends = branch_ends(model)
@@ -98,8 +98,8 @@ class OrthogonalityLossHook(HookBase):
             :class:`iso_d2.isometry.SpectralPenalty`.
         include (sequence of str or None): patterns of the layers to penalise. None: the convolutions
             of every ISONet, IsoBlock and UNet; in a model without them those of ``model.backbone``, but
-            not an FPN's own; of these all but 7x7 kernels, 3-channel inputs and, like the linear layer of
-            a classifier, UNet's output, as in the paper's code. A UNet that is not isometric counts, too.
+            not an FPN's own; of these all but 7x7 kernels and 3-channel inputs, where they have no gain, and,
+            like the linear layer of a classifier, UNet's output, as in the paper's code. A UNet that is not isometric counts, too.
         exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
@@ -154,7 +154,7 @@ class OrthogonalityLossHook(HookBase):
         self._handle = None
 
     def before_train(self):
-        model = _unwrap(self.trainer.model)
+        model = unwrap(self.trainer.model)
         convs = find_convolutions(model)
         names = select(convs, self.include) if self.include else default_layers(model, convs)
         excluded = select(convs, self.exclude)
@@ -230,10 +230,6 @@ class OrthogonalityLossHook(HookBase):
     def _gather(self, value):
         """A list of the values of all processes, in the first of them."""
         return comm.gather(value) if self._processes > 1 else [value]
-
-
-def _unwrap(model):
-    return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
 
 
 def _share(convs, mode, process, processes):

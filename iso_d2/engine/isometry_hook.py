@@ -5,7 +5,6 @@ import logging
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from tabulate import tabulate
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..evaluation.isometry_layers import (
     find_convolutions,
@@ -17,6 +16,7 @@ from ..evaluation.isometry_layers import (
 from ..evaluation.isometry_network import BlockRecorder
 from ..evaluation.isometry_signal import SignalRecorder, signal_faults
 from ..isometry import SReLU
+from .layers import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class IsometryHook(HookBase):
         self._recorder = self._signal = None
 
     def before_train(self):
-        name, self._network = find_network(_unwrap(self.trainer.model))
+        name, self._network = find_network(unwrap(self.trainer.model))
         self._prefix = f"isometry/{name}." if name else "isometry/"
         logger.info("Isometry of %s is written every %d steps", name or "the model", self.period)
 
@@ -114,7 +114,7 @@ class SignalHook(HookBase):
         self._recorder = None
 
     def before_step(self):
-        model = _unwrap(self.trainer.model)
+        model = unwrap(self.trainer.model)
         first = self.trainer.iter == self.trainer.start_iter and comm.is_main_process()
         if first and any(isinstance(module, SReLU) for module in model.modules()):
             self._recorder = SignalRecorder(model)
@@ -143,7 +143,3 @@ class SignalHook(HookBase):
         if self._recorder is not None:
             self._recorder.detach()
             self._recorder = None
-
-
-def _unwrap(model):
-    return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model

@@ -11,11 +11,17 @@ from itertools import accumulate
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..isometry import SharedScale
 from ..modeling import IsoBlock, ISONet, UNet
 
 NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def unwrap(model):
+    """The model that a data-parallel wrapper holds, or the model itself."""
+    return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
 
 
 def find_convolutions(model):

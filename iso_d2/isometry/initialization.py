@@ -120,9 +120,8 @@ def _orthogonal_kernel(like, generator):
     kernel = orthogonal()[None, None]
     axes = [0] * (kernel_size[0] - 1) + [1] * (kernel_size[1] - 1)
     for i, axis in enumerate(axes):
-        half = orthogonal()[
-            :, : (size + 1 - i % 2) // 2
-        ]  # of odd sizes the larger half and the smaller in turn
+        # of odd sizes the larger half and the smaller in turn
+        half = orthogonal()[:, : (size + 1 - i % 2) // 2]
         kept = kernel @ half @ half.T
         space = torch.zeros_like(kernel.narrow(axis, 0, 1))
         kernel = torch.cat([kept, space], axis) + torch.cat([space, kernel - kept], axis)

@@ -76,6 +76,32 @@ def residual_scale(layout, signal, scale_init=None):
     return 1 / math.sqrt(sum(layout.blocks)) if signal.scaled else 0.0
 
 
+def iso_block_args(
+    layout,
+    srelu_init=-1.0,
+    srelu_learnable=True,
+    scale_init=None,
+    channel_scales=False,
+    signal="paper",
+    init=None,
+    metric=False,
+    srelu_gain=False,
+):
+    """What every block of a net takes, from the arguments of the same names of :class:`ISONet`.
+
+    Returns:
+        dict: keyword arguments of :class:`~iso_d2.modeling.blocks.IsoBlock`.
+    """
+    signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
+    return {
+        "srelu_init": srelu_init,
+        "srelu_learnable": srelu_learnable,
+        "scale_init": residual_scale(layout, signal, scale_init),
+        "channel_scales": channel_scales,
+        "signal": signal,
+    }
+
+
 class ISONet(Backbone):
     """ISONet (``residual=False``) or R-ISONet (``residual=True``) as a Detectron2 backbone.
 
@@ -139,7 +165,18 @@ class ISONet(Backbone):
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
-        signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
+        block_args = iso_block_args(
+            layout,
+            srelu_init,
+            srelu_learnable,
+            scale_init,
+            channel_scales,
+            signal,
+            init,
+            metric,
+            srelu_gain,
+        )
+        signal = block_args["signal"]
         stages = [f"res{i + 2}" for i in range(len(layout.blocks))]
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
@@ -168,11 +205,7 @@ class ISONet(Backbone):
                 bottleneck=layout.bottleneck,
                 dilation=dilation,
                 checkpointed=name in checkpoint_stages,
-                srelu_init=srelu_init,
-                srelu_learnable=srelu_learnable,
-                scale_init=residual_scale(layout, signal, scale_init),
-                channel_scales=channel_scales,
-                signal=signal,
+                **block_args,
             )
             self.add_module(name, stage)
             channels, stride = layout.channels[i], stride * first_stride

@@ -3,10 +3,9 @@
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
-from .backbones import isonet_config
+from .backbones import isonet_config, isonet_options
 from .blocks import make_iso_stage
-from .isonet import isonet_layout, residual_scale
-from .signal import Signal
+from .isonet import iso_block_args, isonet_layout
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -32,7 +31,6 @@ class ISORes5ROIHeads(Res5ROIHeads):
                 f"ISORes5ROIHeads needs an ISONet with a res5, got MODEL.ISONET.DEPTH {node.DEPTH}, "
                 f"which ends at res{len(layout.blocks) + 1}"
             )
-        signal = Signal(node.SIGNAL, node.INIT, node.METRIC, node.SRELU_INIT if node.SRELU_GAIN else None)
         stage = make_iso_stage(
             layout.blocks[-1],
             layout.channels[-2],
@@ -41,10 +39,6 @@ class ISORes5ROIHeads(Res5ROIHeads):
             node.RESIDUAL,
             bottleneck=layout.bottleneck,
             checkpointed="res5" in node.CHECKPOINT_STAGES,
-            srelu_init=node.SRELU_INIT,
-            srelu_learnable=node.SRELU_LEARNABLE,
-            scale_init=residual_scale(layout, signal, node.SCALE_INIT),
-            channel_scales=node.CHANNEL_SCALES,
-            signal=signal,
+            **iso_block_args(layout, **isonet_options(node)),
         )
         return stage, layout.channels[-1]

@@ -56,7 +56,8 @@ class UNet(nn.Module):
         init (str or None): of ISO-UNet, "delta", "orthogonal" or "random"; None: "orthogonal" with the
             paper's signal, "random" with "scaled".
         up (str): "transposed", a transposed convolution of stride 2, or "nearest", each pixel repeated 2x2
-            (in ISO-UNet at half its value, which keeps the norm) and a 3x3 convolution.
+            (in ISO-UNet with the paper's signal at half its value, which keeps the norm) and a 3x3
+            convolution.
         up_kernel (int): of the transposed convolution. 2, UNet's own: each output pixel sees one input pixel.
             6: the report's "padding 2, stride 2" doubles the size with no other even kernel; an output pixel
             sees 3x3 input pixels, at nine times the cost. The report does not name its kernel nor a reason
