@@ -99,7 +99,8 @@ class OrthogonalityLossHook(HookBase):
         include (sequence of str or None): patterns of the layers to penalise. None: the convolutions
             of every ISONet, IsoBlock and UNet; in a model without them those of ``model.backbone``, but
             not an FPN's own; of these all but 7x7 kernels and 3-channel inputs, where they have no gain, and,
-            like the linear layer of a classifier, UNet's output, as in the paper's code. A UNet that is not isometric counts, too.
+            like the linear layer of a classifier, UNet's output, as in the paper's code. A UNet that is not
+            isometric counts, too.
         exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
