@@ -1,10 +1,10 @@
-"""shapes_train and shapes_test: drawn street scenes, made on first use, that need no download.
+"""shapes_train, shapes_tune, shapes_test: drawn street scenes, made on first use, that need no download.
 
 Each image has boxes and polygon masks of the visible part of every object (a COCO file, evaluated with
 COCOEvaluator) and a label image for semantic segmentation: 0 background, 1 person, 2 bicycle, 3 car.
 
-    shapes_sem_seg_train, _test     the label images alone, evaluated with SemSegEvaluator
-    shapes_panoptic_train, _test    the annotations, and label images as PanopticFPN needs them: 0 for all
+    shapes_sem_seg_train, ...       the label images alone, evaluated with SemSegEvaluator
+    shapes_panoptic_train, ...      the annotations, and label images as PanopticFPN needs them: 0 for all
                                     things, which it takes for no stuff, 1 background
 """
 
@@ -26,7 +26,7 @@ CLASSES = ["person", "bicycle", "car"]
 # Part of the folder's name: raise it whenever the drawings change, or old caches stay in use.
 VERSION = 2
 # Images of each split, and the number its seeds start with
-SPLITS = {"train": (240, 0), "test": (60, 1)}
+SPLITS = {"train": (240, 0), "test": (60, 1), "tune": (60, 2)}
 HEIGHT, WIDTH = 128, 160
 
 logger = logging.getLogger(__name__)

@@ -4,5 +4,13 @@ from .hooks import DeltaInitHook, OrthogonalityLossHook
 from .isometry_hook import IsometryHook
 from .optimizer import build_optimizer
 from .trainer import Trainer
+from .whitening import WhiteningHook
 
-__all__ = ["DeltaInitHook", "IsometryHook", "OrthogonalityLossHook", "Trainer", "build_optimizer"]
+__all__ = [
+    "DeltaInitHook",
+    "IsometryHook",
+    "OrthogonalityLossHook",
+    "Trainer",
+    "WhiteningHook",
+    "build_optimizer",
+]

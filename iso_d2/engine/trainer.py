@@ -29,6 +29,7 @@ from .layers import NORM_LAYERS
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
 from .schedule import epochs_to_iterations
+from .whitening import WhiteningHook
 
 # Where a meta-architecture's config says how many classes of objects it tells apart
 NUM_CLASSES_KEYS = {
@@ -87,8 +88,8 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Delta initialisation, orthogonality penalty and isometry, where the config asks for them, the
-        signal of the first step, then Detectron2's hooks, of which the writer must come last."""
+        """Delta initialisation, orthogonality penalty, isometry and whitening, where the config asks for
+        them, the signal of the first step, then Detectron2's hooks, of which the writer must come last."""
         iso, hooks = self.cfg.ISO, []
         if iso.DELTA_INIT.ENABLED:
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
@@ -108,7 +109,7 @@ class Trainer(DefaultTrainer):
             )
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
-        return [*hooks, SignalHook(), *super().build_hooks()]
+        return [*hooks, WhiteningHook(), SignalHook(), *super().build_hooks()]
 
     def resume_or_load(self, resume=True):
         """Go on from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
@@ -127,7 +128,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         loaded = bool(resumes or weights)
         for hook in self._hooks:
-            if isinstance(hook, DeltaInitHook):
+            if isinstance(hook, (DeltaInitHook, WhiteningHook)):
                 hook.weights_loaded = loaded
 
     @classmethod

@@ -11,6 +11,7 @@ from .orthogonality import (
 from .scaled import ScaledConv2d, ScaledConvTranspose2d, ScaledLinear, conv_gain
 from .spectral import SpectralPenalty
 from .spectrum import conv_singular_values, isometry_error
+from .whitening import patch_moments, whiten_
 
 __all__ = [
     "SReLU",
@@ -28,6 +29,8 @@ __all__ = [
     "orthogonality_loss",
     "orthogonality_losses",
     "orthogonality_multiply_adds",
+    "patch_moments",
     "srelu_gain",
     "srelu_mean_square",
+    "whiten_",
 ]

@@ -31,7 +31,7 @@ def isonet_config(cfg):
 
 
 def isonet_options(node):
-    """The keyword arguments of :class:`ISONet` from ``MODEL.ISONET`` that concern every layer."""
+    """The keyword arguments of :class:`ISONet` from ``MODEL.ISONET`` that concern every block."""
     return {
         "srelu_init": node.SRELU_INIT,
         "srelu_learnable": node.SRELU_LEARNABLE,
@@ -67,6 +67,7 @@ def _build_isonet(cfg, input_shape, out_features):
         freeze_at=freeze_at,
         res5_dilation=node.RES5_DILATION,
         checkpoint_stages=checkpointed,
+        whiten=node.WHITEN,
         **isonet_options(node),
     )
     return net if node.DELTA_INIT else without_delta(net)

@@ -29,9 +29,20 @@ class Stem(CNNBlockBase):
         srelu_init (float): start of the SReLU thresholds.
         srelu_learnable (bool): whether the thresholds are learned.
         signal (Signal): how the convolution starts.
+        whiten (bool): the convolution is not trained; :class:`~iso_d2.engine.WhiteningHook` makes it whiten
+            the images before the first step.
     """
 
-    def __init__(self, in_channels, out_channels, kind, srelu_init=-1.0, srelu_learnable=True, signal=PAPER):
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kind,
+        srelu_init=-1.0,
+        srelu_learnable=True,
+        signal=PAPER,
+        whiten=False,
+    ):
         imagenet = kind == "imagenet"
         super().__init__(in_channels, out_channels, 4 if imagenet else 1)
         if imagenet:
@@ -42,6 +53,8 @@ class Stem(CNNBlockBase):
         else:
             self.conv = signal.conv(in_channels, out_channels, 3, reads_srelu=False)
             self.pool = nn.Identity()
+        self.whiten = whiten
+        self.conv.weight.requires_grad_(not whiten)
         self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
     def forward(self, x):

@@ -134,6 +134,7 @@ class ISONet(Backbone):
         metric (bool): every convolution learns a factor for each of its input channels.
         srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
+        whiten (bool): the stem's convolution whitens the images, see :class:`~iso_d2.modeling.blocks.Stem`.
 
     Raises:
         ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together; a
@@ -162,6 +163,7 @@ class ISONet(Backbone):
         metric=False,
         srelu_gain=False,
         channel_scales=False,
+        whiten=False,
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
@@ -181,7 +183,7 @@ class ISONet(Backbone):
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
             raise ValueError(f"ISONet res5_dilation must be 1 or 2, got {res5_dilation}")
-        self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable, signal)
+        self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable, signal, whiten)
         channels, stride = self.stem.out_channels, self.stem.stride
         shapes = {"stem": ShapeSpec(channels=channels, stride=stride)}
         self.stage_names = stages

@@ -1,6 +1,7 @@
 """Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
 
 import io
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from .arms import ARMS
 from .jobs import train_images
 from .report_values import TABLES
 from .samples import SAMPLES
-from .tables import WHERE_FIGURES, records_of, task_loss
+from .tables import WHERE_FIGURES, records_of, task_loss, value_of
 
 # Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
 MAX_BYTES, SHRINK = 300_000, 0.8
@@ -33,7 +34,8 @@ def write_figures(root, records):
     for scale in SCALES:
         by_arm = records.get(scale, {})
         for table in TABLES:
-            figure = table.curve and curves(table, records, scale)
+            draw = by_batch if table.arms == "signal-scenes" else curves
+            figure = table.curve and draw(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.arms}_{scale}.png"))
         for table, draw in SAMPLES.items():
@@ -89,6 +91,42 @@ def curves(table, records, scale):
     _draw_measure(measure, evaluated, table.curve.heading)
     for axes in (losses, measure):
         axes.grid(alpha=0.3)
+    return figure
+
+
+def by_batch(table, records, scale):
+    """The table's measure by the images of a batch: a line for each network, mean and spread of its seeds.
+
+    Args:
+        table (Table): its ``curve`` is that measure.
+        records (dict): scale -> arm -> list of records.
+        scale (str): of the runs.
+
+    Returns:
+        Figure or None: None if there is nothing to draw.
+    """
+    lines = {}
+    for arm in ARMS:
+        group = records_of(arm, scale, records) if arm.table == table.arms else []
+        # a training that diverged has learned nothing
+        values = [value_of(record, table.curve) or 0.0 for record in group]
+        if values:
+            lines.setdefault(group[0]["net"], []).append((group[0]["batch"], values))
+    if not lines:
+        return None
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(table.title)
+    batches = sorted({batch for points in lines.values() for batch, _ in points})
+    for number, (net, points) in enumerate(lines.items()):
+        where = [batches.index(batch) + 0.04 * (number - (len(lines) - 1) / 2) for batch, _ in points]
+        means = [statistics.mean(values) for _, values in points]
+        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        axes.errorbar(where, means, spread, fmt="o-", capsize=4, label=net)
+    axes.set_xticks(range(len(batches)), batches)
+    axes.set(xlabel="images a step", ylabel=table.curve.heading, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     return figure
 
 

@@ -15,7 +15,12 @@ from .needs import missing
 # In the folder of an arm that others start from
 BACKBONE_FILE = "backbone.pth"
 # Images of the training sets
-TRAIN_IMAGES = {"cifar10_train": 50_000, "cifar100_train": 50_000, "coco_pbc_train": 1000}
+TRAIN_IMAGES = {
+    "cifar10_train": 50_000,
+    "cifar100_train": 50_000,
+    "coco_pbc_train": 1000,
+    "shapes_train": 240,
+}
 LGG_TRAIN_IMAGES = {"image": 3340, "patient": 3347}
 
 

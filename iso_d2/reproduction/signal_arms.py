@@ -4,7 +4,7 @@ Every arm has the best of three learning rates, chosen on a part of the training
 the LGG split "tune") and with its seed 1 alone; results/signal_rates.json has them all.
 """
 
-from .arm import Arm, options
+from .arm import CPU_COMMON, Arm, Run, options
 from .cifar_arms import short_cifar
 from .mri_arms import short_mri
 
@@ -38,10 +38,33 @@ LGG = {
     ),
     "unet-bn": ("UNet, batch norm", "unet", options(SOLVER__BASE_LR=0.025)),
 }
+# One detector on four backbones, which sees the same number of generated scenes in steps of 1, 2 or 8.
+# Detectron2's frozen batch norm starts as the identity: from scratch it is no norm.
+DETECTOR = "configs/quick/risonet18_frcnn_shapes.yaml"
+RESNET18 = options(
+    MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
+    MODEL__RESNETS__DEPTH=18,
+    MODEL__RESNETS__RES2_OUT_CHANNELS=64,
+    MODEL__RESNETS__OUT_FEATURES="['res2', 'res3', 'res4', 'res5']",
+    ISO__ORTHO__COEFF=0.0,
+)
+SCENES = {
+    "risonet": ("R-ISONet-18", ()),
+    "bn": ("ResNet-18, batch norm", (*RESNET18, *options(MODEL__RESNETS__NORM="BN"))),
+    "gn": ("ResNet-18, group norm", (*RESNET18, *options(MODEL__RESNETS__NORM="GN"))),
+    "nonorm": ("ResNet-18, no norm", (*RESNET18, *options(MODEL__RESNETS__NORM="''"))),
+}
+SCENES_SEEN = 800
+# Learning rate for each image of a batch
+SCENES_RATES = {
+    1: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
+    2: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
+    8: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
+}
 
 
 def signal_arms():
-    """The arms on CIFAR-10 and on brain MRI."""
+    """The arms on brain MRI, on CIFAR-10, and on generated scenes by the size of a batch."""
     for key, (label, config, changes) in LGG.items():
         split = options(DATASETS__LGG_SPLIT="patient")
         run = short_mri(label, config, split, EPOCHS, 0.12, *BF16, *changes, train_set=False)
@@ -51,6 +74,32 @@ def signal_arms():
         config = f"configs/cifar/{config}_cifar10.yaml"
         run = short_cifar(label, config, EPOCHS, *BF16, *every_other, *changes, train_set=False)
         yield _arm("cifar", key, label, "cifar10", run)
+    for batch, rates in SCENES_RATES.items():
+        for key, (net, changes) in SCENES.items():
+            run = scenes_run(net, batch, rates[key], changes)
+            label = f"{net}, {batch} image{'s'[: batch > 1]} a step"
+            yield _arm("scenes", f"{key}-batch{batch}", label, None, run)
+
+
+def scenes_run(net, batch, rate, changes):
+    """Run: the quick detector on generated scenes, `rate` times `batch` its learning rate."""
+    steps = SCENES_SEEN // batch
+    schedule = options(
+        SOLVER__IMS_PER_BATCH=batch,
+        SOLVER__BASE_LR=round(rate * batch, 6),
+        SOLVER__WARMUP_ITERS=steps // 10,
+        SOLVER__STEPS=f"({steps * 3 // 4}, {steps * 9 // 10})",
+        SOLVER__MAX_ITER=steps,
+        SOLVER__CHECKPOINT_PERIOD=steps,
+    )
+    return Run(
+        net=f"{net} FPN",
+        config=DETECTOR,
+        options=(*changes, *schedule, *BF16, *CPU_COMMON),
+        setup=f"Faster R-CNN, FPN 64 wide, 128x160, {SCENES_SEEN} images in steps of {batch}, a tenth of "
+        "them warm-up, rate x0.1 after three quarters and nine tenths, gradients clipped at norm 1",
+        seconds=0.1 * batch,
+    )
 
 
 def _arm(kind, key, label, need, run):
@@ -59,7 +108,7 @@ def _arm(kind, key, label, need, run):
         group="signal",
         table=f"signal-{kind}",
         label=label,
-        needs=(need,),
+        needs=(need,) if need else (),
         full=NOT_FULL,
         medium=run,
         small=NOT_FULL,

@@ -67,9 +67,11 @@ def test_arms_of_a_table_have_the_same_schedule():
                 if arm.table == table and where == scale:
                     job = Job(arm, scale, 1, ROOT)
                     s = job.config.SOLVER
-                    # those of the signal have the best rate of each network
-                    rate = None if arm.group == "signal" else s.BASE_LR
-                    solvers.add((job.iterations, s.IMS_PER_BATCH, rate, tuple(s.STEPS), tuple(s.EPOCH_STEPS)))
+                    schedule = [job.iterations, s.WARMUP_ITERS, *s.STEPS, *s.EPOCH_STEPS]
+                    if arm.group == "signal":  # the best rate of each network, and batches that differ
+                        solvers.add(tuple(round(steps * s.IMS_PER_BATCH, -1) for steps in schedule))
+                    else:
+                        solvers.add((s.IMS_PER_BATCH, s.BASE_LR, *schedule))
             assert len(solvers) <= 1, (table, scale)
 
 

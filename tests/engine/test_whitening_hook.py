@@ -1,0 +1,111 @@
+"""The stem that whitens the training images, in trainings of one process and of two."""
+
+import os
+
+import engine_toys
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer, create_ddp_model, launch
+from detectron2.utils import comm
+from torch.nn import functional as F
+
+from iso_d2.engine import Trainer, WhiteningHook
+from iso_d2.modeling import ISONet
+
+
+def batches(rank=0, processes=1):
+    """An endless loader of batches of four images, of which each process has a share."""
+    images = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    images = (255 * F.avg_pool2d(images, 3, stride=1)).to(torch.uint8)
+    while True:
+        yield [{"image": image} for image in images[rank::processes]]
+
+
+def tiny_net(**options):
+    return ISONet(8, True, stem="cifar", out_features=["res2"], signal="scaled", **options)
+
+
+def start(model, loader, iteration=0, **options):
+    trainer = SimpleTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.register_hooks([WhiteningHook(8, **options)])
+    trainer.train(iteration, iteration)
+
+
+def test_the_stem_whitens_what_the_model_makes_of_the_images():
+    model = engine_toys.ToyModel(tiny_net(whiten=True)).eval()
+    others = {name: value.clone() for name, value in model.state_dict().items() if "stem.conv" not in name}
+    start(model, batches())
+    conv = model.backbone.stem.conv
+    assert not conv.weight.requires_grad
+    images = torch.stack([x["image"] for x in next(batches())]) / 255
+    outputs = F.conv2d(images, conv.weight).transpose(0, 1).flatten(1)
+    correlation = outputs @ outputs.T / outputs.shape[1]
+    torch.testing.assert_close(correlation, correlation.diag().diag(), rtol=0, atol=1e-3)
+    assert 0.3 < correlation.diag().min() and correlation.diag().max() < 1
+    # nothing else has changed, and the loss of the model was never computed
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    for name, value in others.items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"iteration": 3}, {"weights_loaded": True}])
+def test_what_is_loaded_stays(options, log):
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
+    before = model.backbone.stem.conv.weight.clone()
+    start(model, batches(), **options)
+    assert torch.equal(model.backbone.stem.conv.weight, before)
+    assert "the stem is as it was saved" in log.text
+
+
+def test_a_net_without_such_a_stem_is_not_touched():
+    model = engine_toys.ToyModel(tiny_net())
+    before = model.backbone.stem.conv.weight.clone()
+    start(model, iter(()))  # no image is looked at
+    assert torch.equal(model.backbone.stem.conv.weight, before) and before.requires_grad
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one image, got 0"):
+        WhiteningHook(0)
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
+    with pytest.raises(ValueError, match="not finite, or all 0: look at the images"):
+        start(model, [[{"image": torch.zeros(3, 16, 16)}]] * 9)
+
+
+def whiten_in_one_process(folder):
+    torch.set_num_threads(1)
+    model = create_ddp_model(engine_toys.ToyModel(tiny_net(whiten=True)), device_ids=None)
+    start(model, batches(comm.get_rank(), 2))
+    torch.save(model.module.backbone.stem.conv.weight, os.path.join(folder, f"stem{comm.get_rank()}.pth"))
+
+
+def test_two_processes_get_what_one_does(tmp_path):
+    launch(whiten_in_one_process, 2, dist_url="auto", args=(str(tmp_path),))
+    first, second = (torch.load(tmp_path / f"stem{rank}.pth") for rank in range(2))
+    assert torch.equal(first, second)
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
+    start(model, batches())
+    alone = model.backbone.stem.conv.weight
+    # components have no sign
+    torch.testing.assert_close(first.flatten(1).abs(), alone.flatten(1).abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_training_from_its_config(tmp_path, toy_data):
+    options = [
+        *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.BACKBONE.NAME", "build_isonet_backbone"),
+        *("MODEL.ISONET.DEPTH", 8, "MODEL.ISONET.STEM", "cifar", "MODEL.ISONET.OUT_FEATURES", ["linear"]),
+        *("MODEL.ISONET.SIGNAL", "scaled", "MODEL.ISONET.WHITEN", True, "MODEL.CLASSIFIER.NUM_CLASSES", 10),
+        *("DATASETS.TRAIN", ("shapes_cls_train",), "DATASETS.TEST", (), "TEST.VISUALIZE", 0),
+    ]
+    cfg = engine_toys.toy_config(tmp_path, *options)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    stem = trainer.model.backbone.stem.conv
+    trainer.train()
+    whitened = stem.weight.clone()
+    norms = whitened.flatten(1).norm(dim=1)
+    assert norms.max() > 3 * norms.min()  # an isometry has rows of one norm
+    again = Trainer(cfg)
+    again.resume_or_load(resume=True)
+    again.train()
+    assert torch.equal(again.model.backbone.stem.conv.weight, whitened)
