@@ -56,9 +56,12 @@ def _iso_config():
     cfg.MODEL.ISONET.METRIC = False
     # With SIGNAL "scaled": gains also make good what max(z, SRELU_INIT) takes from a standard normal z
     cfg.MODEL.ISONET.SRELU_GAIN = False
+    # Kernels of more than one tap start without their means, and Trainer's optimizer keeps them so
+    # None: with SIGNAL "scaled"
+    cfg.MODEL.ISONET.CENTRED = None
     # The first convolution whitens the training images and is not trained; Trainer's WhiteningHook sets it
-    # before the first step of a training from scratch
-    cfg.MODEL.ISONET.WHITEN = False
+    # before the first step of a training from scratch; None: with SIGNAL "scaled"
+    cfg.MODEL.ISONET.WHITEN = None
     # Which of stem, res2, res3, res4, res5, linear build_isonet_backbone returns (with an FPN it is
     # MODEL.FPN.IN_FEATURES that counts)
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]

@@ -7,7 +7,7 @@ from detectron2.solver.build import (
     reduce_param_groups,
 )
 
-from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU
+from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU, centre_
 from .choices import scale_lr_factor
 from .clipping import AdaptiveClipper
 
@@ -17,7 +17,7 @@ def build_optimizer(cfg, model):
 
     SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get
     learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by
-    name.
+    name. Gradients of convolutions whose attribute `centred` is true lose their means, before any clipping.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.
@@ -50,9 +50,18 @@ def build_optimizer(cfg, model):
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         foreach=True,
     )
+    centred = [m.weight for m in model.modules() if getattr(m, "centred", False)]
+    if centred:
+        optimizer.register_step_pre_hook(lambda *_: _centre_gradients(centred))
     if cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE != 0:
         optimizer.register_step_pre_hook(AdaptiveClipper(model, cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE))
     return optimizer
+
+
+def _centre_gradients(weights):
+    for weight in weights:
+        if weight.grad is not None:
+            centre_(weight.grad)
 
 
 def _metrics(model):

@@ -48,6 +48,7 @@ class WhiteningHook(HookBase):
         for stem in stems:
             moments, count = self._moments(model, stem.conv)
             whiten_(stem.conv.weight, moments, generator=torch.Generator().manual_seed(0))
+            stem.is_set = True
             logger.info("The stem whitens the images, by %d patches; it is not trained", count)
 
     def _moments(self, model, conv):

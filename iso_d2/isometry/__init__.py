@@ -1,7 +1,7 @@
 """Isometric layers and the mathematics of isometric convolutions. Needs nothing but torch."""
 
 from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square
-from .initialization import delta_init_, orthogonal_init_
+from .initialization import centre_, delta_init_, orthogonal_init_
 from .orthogonality import (
     conv_gram,
     orthogonality_loss,
@@ -20,6 +20,7 @@ __all__ = [
     "ScaledLinear",
     "SharedScale",
     "SpectralPenalty",
+    "centre_",
     "conv_gain",
     "conv_gram",
     "conv_singular_values",

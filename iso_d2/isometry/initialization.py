@@ -107,6 +107,24 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=Fals
     return weight
 
 
+@torch.no_grad()
+def centre_(weight):
+    """Take from each output's part of a weight, or of its gradient, its mean, in place.
+
+    Of a convolution that is an isometry it leaves one on all patches whose values have the mean 0.
+
+    Args:
+        weight (Tensor): (M, C / groups, *k).
+
+    Returns:
+        Tensor: `weight`.
+
+    Source: Huang et al., ICCV 2017, "Centered Weight Normalization", section 3.2, for the weight; Yong et
+    al., 2020, https://arxiv.org/abs/2004.01461, eq. (1), for the gradient.
+    """
+    return weight.sub_(weight.mean(dim=tuple(range(1, weight.dim())), keepdim=True))
+
+
 def _orthogonal_kernel(like, generator):
     """(M, C, kh, kw), all rows or all columns of a random orthogonal convolution, see `orthogonal_init_`."""
     rows, columns, *kernel_size = like.shape

@@ -193,12 +193,16 @@ class ScaledConv2d(_Scaled, nn.Conv2d):
 
     Attributes:
         metric (Parameter or None): m, (in_channels,).
+        centred (bool): whether training keeps the means of the kernels as they are, see
+            :func:`~iso_d2.engine.build_optimizer`; not kept in the state dict.
 
     Raises:
         ValueError: a gain that is not a finite number above 0; a scale of the wrong length.
 
     Source: report, section 7.
     """
+
+    centred = False
 
     def __init__(self, *args, gain=1.0, metric=False, **kwargs):
         super().__init__(*args, **kwargs)

@@ -41,6 +41,7 @@ def isonet_options(node):
         "init": node.INIT,
         "metric": node.METRIC,
         "srelu_gain": node.SRELU_GAIN,
+        "centred": node.CENTRED,
     }
 
 
@@ -87,7 +88,7 @@ def without_delta(net):
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (7, 7):
             c2_msra_fill(module)
-            module.gain = 1.0
+            module.gain, module.centred = 1.0, False
     return net
 
 

@@ -4,6 +4,7 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 (https://arxiv.org/abs/2006.16992).
 """
 
+import logging
 from collections import OrderedDict
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..isometry import ScaledConv2d, SharedScale, SReLU
 from .signal import PAPER
+
+logger = logging.getLogger(__name__)
 
 
 class Stem(CNNBlockBase):
@@ -30,7 +33,7 @@ class Stem(CNNBlockBase):
         srelu_learnable (bool): whether the thresholds are learned.
         signal (Signal): how the convolution starts.
         whiten (bool): the convolution is not trained; :class:`~iso_d2.engine.WhiteningHook` makes it whiten
-            the images before the first step.
+            the images before the first step. A warning comes at a first step without it.
     """
 
     def __init__(
@@ -54,11 +57,22 @@ class Stem(CNNBlockBase):
             self.conv = signal.conv(in_channels, out_channels, 3, reads_srelu=False)
             self.pool = nn.Identity()
         self.whiten = whiten
+        self.is_set = False  # by WhiteningHook, or loaded
         self.conv.weight.requires_grad_(not whiten)
         self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
     def forward(self, x):
+        if self.whiten and not self.is_set and self.training and torch.is_grad_enabled():
+            self.is_set = True  # one warning is enough
+            logger.warning(
+                "The stem is to whiten the images and is not trained, but it is as it was drawn at random: "
+                "register iso_d2.engine.WhiteningHook, load weights, or set MODEL.ISONET.WHITEN False"
+            )
         return self.pool(self.srelu(self.conv(x)))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.is_set |= prefix + "conv.weight" in state_dict
 
 
 class IsoBlock(CNNBlockBase):

@@ -86,13 +86,15 @@ def iso_block_args(
     init=None,
     metric=False,
     srelu_gain=False,
+    centred=None,
 ):
     """What every block of a net takes, from the arguments of the same names of :class:`ISONet`.
 
     Returns:
         dict: keyword arguments of :class:`~iso_d2.modeling.blocks.IsoBlock`.
     """
-    signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
+    centred = signal == "scaled" if centred is None else centred
+    signal = Signal(signal, init, metric, centred, srelu_init if srelu_gain else None)
     return {
         "srelu_init": srelu_init,
         "srelu_learnable": srelu_learnable,
@@ -134,7 +136,10 @@ class ISONet(Backbone):
         metric (bool): every convolution learns a factor for each of its input channels.
         srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
-        whiten (bool): the stem's convolution whitens the images, see :class:`~iso_d2.modeling.blocks.Stem`.
+        centred (bool or None): the blocks' kernels keep the mean 0, see
+            :class:`~iso_d2.modeling.signal.Signal`; None: with "scaled".
+        whiten (bool or None): the stem's convolution whitens the images, see
+            :class:`~iso_d2.modeling.blocks.Stem`; None: with "scaled".
 
     Raises:
         ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together; a
@@ -163,7 +168,8 @@ class ISONet(Backbone):
         metric=False,
         srelu_gain=False,
         channel_scales=False,
-        whiten=False,
+        centred=None,
+        whiten=None,
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
@@ -177,8 +183,10 @@ class ISONet(Backbone):
             init,
             metric,
             srelu_gain,
+            centred,
         )
         signal = block_args["signal"]
+        whiten = signal.scaled if whiten is None else whiten
         stages = [f"res{i + 2}" for i in range(len(layout.blocks))]
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):

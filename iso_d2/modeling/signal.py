@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..isometry import (
     ScaledConv2d,
     ScaledConvTranspose2d,
+    centre_,
     conv_gain,
     delta_init_,
     orthogonal_init_,
@@ -27,6 +28,9 @@ class Signal:
             over all taps, see :func:`~iso_d2.isometry.orthogonal_init_`. None: "delta" with "paper",
             "random" with "scaled".
         metric (bool): every convolution learns a factor for each of its input channels.
+        centred (bool): kernels of more than one tap that read an SReLU start without their mean, and keep it
+            with an optimizer of :func:`~iso_d2.engine.build_optimizer`: an SReLU gives a mean above 0, which
+            each further layer would carry on and add to.
         threshold (float or None): b of the SReLUs, whose own loss the gain of the convolutions that read one
             makes good, by :func:`~iso_d2.isometry.srelu_gain`; None: it does not.
 
@@ -39,6 +43,7 @@ class Signal:
     kind: str = "paper"
     start: str | None = None
     metric: bool = False
+    centred: bool = False
     threshold: float | None = None
 
     def __post_init__(self):
@@ -76,7 +81,11 @@ class Signal:
             ),
             metric=self.metric,
         )
-        return self._start(conv, in_channels == out_channels and stride == 1)
+        self._start(conv, in_channels == out_channels and stride == 1)
+        if self.centred and reads_srelu and kernel_size > 1:
+            centre_(conv.weight)
+            conv.centred = True
+        return conv
 
     def doubling(self, in_channels, out_channels, kernel_size):
         """A transposed convolution of stride 2 without bias that doubles the size.

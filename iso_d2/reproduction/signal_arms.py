@@ -28,7 +28,11 @@ CIFAR = {
         (*SCALED, *options(MODEL__ISONET__SCALE_INIT=1.0, SOLVER__BASE_LR=0.06)),
     ),
     "resnet-bn": ("ResNet-20, batch norm", "resnet18", options(SOLVER__BASE_LR=0.2)),
-    "isonet": ("ISONet-20, scaled", "isonet18", (*SCALED, *options(SOLVER__BASE_LR=0.06))),
+    "isonet": (
+        "ISONet-20, scaled (no skip connection)",
+        "isonet18",
+        (*SCALED, *options(SOLVER__BASE_LR=0.06)),
+    ),
 }
 LGG = {
     "isounet": (

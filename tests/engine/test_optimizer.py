@@ -6,7 +6,8 @@ from torch import nn
 
 from iso_d2.config import add_iso_config
 from iso_d2.engine import build_optimizer
-from iso_d2.isometry import SharedScale, SReLU
+from iso_d2.isometry import SharedScale, SReLU, orthogonality_losses
+from iso_d2.modeling import ISONet
 
 
 class Net(nn.Module):
@@ -108,3 +109,28 @@ def test_gradient_clipping():
         parameter.grad = torch.full_like(parameter, 100.0)
     optimizer.step()
     assert model.shared.scale.item() == pytest.approx(-0.01 * 0.5)
+
+
+def test_centred_kernels_stay_centred_whatever_pulls_at_them():
+    torch.manual_seed(0)
+    net = ISONet(8, True, stem="cifar", signal="scaled", centred=True)
+    plain = ISONet(8, True, stem="cifar", signal="scaled", centred=True)
+    plain.load_state_dict(net.state_dict())
+    clipping = [
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
+        *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5, "SOLVER.CLIP_GRADIENTS.ADAPTIVE", 0.05),
+    ]
+    optimizers = [build_optimizer(config(*clipping), net), torch.optim.SGD(plain.parameters(), lr=0.1)]
+    images = torch.randn(4, 3, 16, 16)
+    for model, optimizer in zip((net, plain), optimizers, strict=True):
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(images)["res4"].square().mean()
+            (loss + orthogonality_losses([net.res2[0].branch.conv1]).sum()).backward()
+            optimizer.step()
+    kernels = [c.weight for c in net.modules() if getattr(c, "centred", False)]
+    assert len(kernels) == 6  # two in each block; neither the stem nor the 1x1 projections
+    for kernel in kernels:
+        assert kernel.mean((1, 2, 3)).abs().max() < 1e-6
+    others = [c.weight for c in plain.modules() if getattr(c, "centred", False)]
+    assert max(kernel.mean((1, 2, 3)).abs().max() for kernel in others) > 1e-4

@@ -104,7 +104,8 @@ def test_every_convolution_of_a_scaled_unet_keeps_the_mean_square(base_channels,
 @pytest.mark.parametrize("residual", [False, True])
 def test_every_convolution_of_a_scaled_isonet_keeps_the_mean_square(stem, depth, size, init, residual):
     def make_net():
-        return ISONet(depth, residual, stem=stem, num_classes=10, signal="scaled", init=init)
+        # a centred kernel takes the mean of what it reads, and what that adds to the mean square
+        return ISONet(depth, residual, stem=stem, num_classes=10, signal="scaled", init=init, centred=False)
 
     check_rule(make_net, white(size), 3)
 
@@ -141,7 +142,7 @@ def test_skip_and_upward_path_have_about_the_same_mean_square(real_data):
 @pytest.mark.parametrize("init", [None, "random", "orthogonal"])
 def test_a_scaled_network_starts_as_isometries(init):
     for net in (
-        ISONet(20, True, stem="cifar", signal="scaled", init=init),
+        ISONet(20, True, stem="cifar", signal="scaled", init=init, centred=False),
         UNet(base_channels=8, signal="scaled", init=init),
     ):
         assert orthogonality_losses(convolutions(net).values(), "exact").max() < 1e-8
@@ -251,3 +252,19 @@ def test_a_unet_folds():
 def test_what_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_centred_kernels_are_isometries_of_what_has_no_mean():
+    torch.manual_seed(0)
+    net = ISONet(8, False, stem="cifar", signal="scaled", centred=True)
+    for name, conv in convolutions(net).items():
+        means = conv.weight.mean((1, 2, 3)).abs().max()
+        assert (means < 1e-6) == conv.centred == (name != "stem.conv"), name
+    conv = net.res2[0].branch.conv1
+    # channels that add up to 0 at each pixel, so that no patch has a mean
+    x = torch.randn(2, 16, 12, 12)
+    x = x - x.mean(1, keepdim=True)
+    y = nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1), mode="circular"), conv.weight)
+    assert y.norm().item() == pytest.approx(x.norm().item(), rel=1e-5)
+    constant = torch.ones(1, 16, 12, 12)
+    assert nn.functional.conv2d(constant, conv.weight).abs().max() < 1e-5
