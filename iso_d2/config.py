@@ -130,7 +130,7 @@ def _iso_config():
     # "auto": "spectral" with SIGNAL "scaled", else "paper", in a UNetSegmentor "exact"
     cfg.ISO.ORTHO.MODE = "auto"
     # Up to which singular values are free with MODE "spectral"
-    cfg.ISO.ORTHO.BOUND = 1.4
+    cfg.ISO.ORTHO.BOUND = 1.3
     # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet
     # but UNet's output and, where they have no gain, 7x7 kernels and 3-channel inputs; in a model without
     # either, those of `backbone` but FPN's

@@ -124,7 +124,7 @@ class OrthogonalityLossHook(HookBase):
         period=1,
         log_period=100,
         fraction=1.0,
-        bound=1.4,
+        bound=1.3,
     ):
         if isinstance(coeff, str) or not (math.isfinite(coeff) and coeff >= 0):
             raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")

@@ -40,7 +40,7 @@ class SpectralPenalty:
 
     FIRST_STEPS = 20
 
-    def __init__(self, convs, bound=1.4, seed=0):
+    def __init__(self, convs, bound=1.3, seed=0):
         if not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"the bound of singular values must be a finite number above 0, got {bound}")
         self.bound = bound
