@@ -17,7 +17,7 @@ def build_optimizer(cfg, model):
 
     SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get
     learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by
-    name. Gradients of convolutions whose attribute `centred` is true lose their means, before any clipping.
+    name. Gradients of layers whose attribute `centred` is true lose their means, before any clipping.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.

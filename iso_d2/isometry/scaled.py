@@ -100,16 +100,20 @@ def gains_in_state_dicts():
 class ScaledLinear(_Gained, nn.Linear):
     """A linear layer with `gain * weight`: (N, in_features) -> (N, out_features).
 
-    After an average over n pixels, which leaves 1 / n of the mean square of values that do not depend on each
-    other, the gain sqrt(n) restores it. As of :class:`ScaledConv2d` it is kept in the state dict.
+    As of :class:`ScaledConv2d` it is kept in the state dict.
 
     Args:
         args, kwargs: as of ``nn.Linear``. A bias is not scaled.
         gain (float): the constant.
 
+    Attributes:
+        centred (bool): as of :class:`ScaledConv2d`.
+
     Raises:
         ValueError: a gain that is not a finite number above 0.
     """
+
+    centred = False
 
     def __init__(self, *args, gain=1.0, **kwargs):
         super().__init__(*args, **kwargs)

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import nn
 
-from ..isometry import ScaledLinear
+from ..isometry import ScaledLinear, centre_
 from .blocks import Stem, make_iso_stage
 from .signal import Signal
 
@@ -110,8 +110,8 @@ class ISONet(Backbone):
     Only the stages that some output feature needs are built. No normalization layer, no bias on any
     convolution. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta kernel. With
     ``signal="scaled"`` each starts as a random isometry and has the gain that keeps the mean square of its
-    values, see :class:`~iso_d2.modeling.signal.Signal`; and so has the linear layer, after the average over
-    all pixels of images of 32x32 ("cifar" stem) or 224x224 ("imagenet").
+    values, see :class:`~iso_d2.modeling.signal.Signal`; and the linear layer has one, too, for the average
+    over all pixels of images of 32x32 ("cifar" stem) or 224x224 ("imagenet").
 
     Args:
         depth (int): 18, 34 (basic blocks), 50, 101, 152 (bottleneck blocks), all of four stages and
@@ -223,9 +223,13 @@ class ISONet(Backbone):
         if "linear" in self._out_features:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.dropout = nn.Dropout(dropout)
-            # an average over n pixels, n = (size / stride)^2, leaves 1 / n of their mean square
-            gain = IMAGE_SIZE[stem] / stride if signal.scaled else 1.0
+            # an average over n pixels, n = (size / stride)^2, leaves between 1 / n of the mean square, of values
+            # that do not depend on each other, and all of it, of equal ones: the geometric mean of both
+            gain = math.sqrt(IMAGE_SIZE[stem] / stride) if signal.scaled else 1.0
             self.linear = ScaledLinear(channels, num_classes, gain=gain)
+            if signal.centred:
+                centre_(self.linear.weight)
+                self.linear.centred = True
             shapes["linear"] = ShapeSpec(channels=num_classes)
         self._shapes = {name: shapes[name] for name in self._out_features}
         self.freeze(freeze_at)
