@@ -223,8 +223,8 @@ class ISONet(Backbone):
         if "linear" in self._out_features:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.dropout = nn.Dropout(dropout)
-            # an average over n pixels, n = (size / stride)^2, leaves between 1 / n of the mean square, of values
-            # that do not depend on each other, and all of it, of equal ones: the geometric mean of both
+            # an average over n pixels, n = (size / stride)^2, leaves between 1 / n of the mean square, of
+            # values that do not depend on each other, and all of it, of equal ones: the geometric mean
             gain = math.sqrt(IMAGE_SIZE[stem] / stride) if signal.scaled else 1.0
             self.linear = ScaledLinear(channels, num_classes, gain=gain)
             if signal.centred:
