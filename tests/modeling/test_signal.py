@@ -169,14 +169,18 @@ def test_weights_keep_their_function_in_a_network_of_the_other_signal(residual):
 
 
 @pytest.mark.parametrize(
-    "stem, depth, gain", [("cifar", 20, 8), ("cifar", 18, 4), ("imagenet", 18, 7), ("imagenet", 50, 7)]
+    "stem, depth, side", [("cifar", 20, 8), ("cifar", 18, 4), ("imagenet", 18, 7), ("imagenet", 50, 7)]
 )
-def test_the_linear_layer_makes_good_the_average_over_pixels(stem, depth, gain):
+def test_the_linear_layer_makes_good_the_average_over_pixels(stem, depth, side):
+    """As far above 1 for pixels that are equal as below it for pixels that do not depend on each other."""
     net = ISONet(depth, True, stem=stem, num_classes=2, signal="scaled")
-    assert net.linear.gain == gain
-    # as many values that do not depend on each other as there are pixels
-    features = torch.randn(2000, 3, gain, gain)
-    assert (gain * net.avgpool(features)).square().mean().item() == pytest.approx(1, abs=0.1)
+    independent = torch.randn(2000, 3, side, side)
+    equal = independent[..., :1, :1].expand_as(independent)
+    squares = [
+        (net.linear.gain * net.avgpool(features)).square().mean().item() for features in (independent, equal)
+    ]
+    assert squares == pytest.approx([1 / side, side], rel=0.1)
+    assert net.linear.weight.mean(1).abs().max() < 1e-6 and net.linear.centred
     assert ISONet(depth, True, stem=stem, num_classes=2).linear.gain == 1
 
 
