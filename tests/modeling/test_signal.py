@@ -172,14 +172,18 @@ def test_weights_keep_their_function_in_a_network_of_the_other_signal(residual):
     "stem, depth, side", [("cifar", 20, 8), ("cifar", 18, 4), ("imagenet", 18, 7), ("imagenet", 50, 7)]
 )
 def test_the_linear_layer_makes_good_the_average_over_pixels(stem, depth, side):
-    """As far above 1 for pixels that are equal as below it for pixels that do not depend on each other."""
-    net = ISONet(depth, True, stem=stem, num_classes=2, signal="scaled")
+    """Wholly without skip connections; with them as far below 1 as it is above for equal pixels."""
     independent = torch.randn(2000, 3, side, side)
     equal = independent[..., :1, :1].expand_as(independent)
-    squares = [
-        (net.linear.gain * net.avgpool(features)).square().mean().item() for features in (independent, equal)
-    ]
-    assert squares == pytest.approx([1 / side, side], rel=0.1)
+    squares = {}
+    for residual in (False, True):
+        net = ISONet(depth, residual, stem=stem, num_classes=2, signal="scaled")
+        squares[residual] = [
+            (net.linear.gain * net.avgpool(features)).square().mean().item()
+            for features in (independent, equal)
+        ]
+    assert squares[False] == pytest.approx([1, side**2], rel=0.1)
+    assert squares[True] == pytest.approx([1 / side, side], rel=0.1)
     assert net.linear.weight.mean(1).abs().max() < 1e-6 and net.linear.centred
     assert ISONet(depth, True, stem=stem, num_classes=2).linear.gain == 1
 
