@@ -223,8 +223,8 @@ class ISONet(Backbone):
         if "linear" in self._out_features:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.dropout = nn.Dropout(dropout)
-            # An average over n = (size / stride)^2 pixels leaves 1 / n of the mean square of values that do not
-            # depend on each other. A residual net's sums have made it larger before: n^(1/4) is enough.
+            # An average over n = (size / stride)^2 pixels leaves 1 / n of the mean square of values that do
+            # not depend on each other. A residual net's sums have made it larger before: n^(1/4) is enough.
             side = IMAGE_SIZE[stem] / stride if signal.scaled else 1.0
             gain = math.sqrt(side) if residual else side
             self.linear = ScaledLinear(channels, num_classes, gain=gain)

@@ -12,26 +12,31 @@ NOT_FULL = "a comparison of short trainings"
 EPOCHS = 10
 BF16 = options(SOLVER__AMP__ENABLED=True, SOLVER__AMP__PRECISION="bf16")
 
-# Without normalization a single batch can throw a network far; batch norm has no need of it.
-CLIPPED = options(
-    SOLVER__CLIP_GRADIENTS__ENABLED=True,
-    SOLVER__CLIP_GRADIENTS__CLIP_TYPE="norm",
-    SOLVER__CLIP_GRADIENTS__CLIP_VALUE=5.0,
-)
-SCALED = (*options(MODEL__ISONET__SIGNAL="scaled", MODEL__ISONET__SRELU_INIT=-0.5), *CLIPPED)
+
+def scaled(threshold, clip, **more):
+    """Options of a scaled ISONet; gradients are clipped, since a single batch can throw it far."""
+    return options(
+        MODEL__ISONET__SIGNAL="scaled",
+        MODEL__ISONET__SRELU_INIT=threshold,
+        SOLVER__CLIP_GRADIENTS__ENABLED=True,
+        SOLVER__CLIP_GRADIENTS__CLIP_TYPE="norm",
+        SOLVER__CLIP_GRADIENTS__CLIP_VALUE=clip,
+        **more,
+    )
+
 
 # Key -> label, config, changes
 CIFAR = {
     "risonet": (
         "R-ISONet-20, scaled",
         "risonet18",
-        (*SCALED, *options(MODEL__ISONET__SCALE_INIT=1.0, SOLVER__BASE_LR=0.03)),
+        scaled(-0.5, 5.0, MODEL__ISONET__SCALE_INIT=1.0, SOLVER__BASE_LR=0.03),
     ),
     "resnet-bn": ("ResNet-20, batch norm", "resnet18", options(SOLVER__BASE_LR=0.2)),
     "isonet": (
         "ISONet-20, scaled (no skip connection)",
         "isonet18",
-        (*SCALED, *options(SOLVER__BASE_LR=0.03)),
+        scaled(-1.0, 1.0, SOLVER__BASE_LR=0.06),
     ),
 }
 LGG = {
