@@ -36,7 +36,7 @@ CIFAR = {
     "isonet": (
         "ISONet-20, scaled (no skip connection)",
         "isonet18",
-        scaled(-1.0, 1.0, SOLVER__BASE_LR=0.06),
+        scaled(-1.0, 1.0, SOLVER__BASE_LR=0.03),
     ),
 }
 LGG = {
