@@ -17,7 +17,8 @@ def build_optimizer(cfg, model):
 
     SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get
     learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by
-    name. Gradients of layers whose attribute `centred` is true lose their means, before any clipping.
+    name. Layers whose attribute `centred` is true keep the means of their outputs' weights: their gradients
+    lose theirs before any clipping, and what clipping and decay add comes off after the step.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.
@@ -52,16 +53,31 @@ def build_optimizer(cfg, model):
     )
     centred = [m.weight for m in model.modules() if getattr(m, "centred", False)]
     if centred:
-        optimizer.register_step_pre_hook(lambda *_: _centre_gradients(centred))
+        _keep_means(optimizer, centred)
     if cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE != 0:
         optimizer.register_step_pre_hook(AdaptiveClipper(model, cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE))
     return optimizer
 
 
-def _centre_gradients(weights):
-    for weight in weights:
-        if weight.grad is not None:
-            centre_(weight.grad)
+def _keep_means(optimizer, weights):
+    means = []
+
+    def mean(weight):
+        return weight.detach().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
+
+    def before(*_):
+        means[:] = [mean(weight) for weight in weights]
+        for weight in weights:
+            if weight.grad is not None:
+                centre_(weight.grad)
+
+    @torch.no_grad()
+    def after(*_):
+        for weight, kept in zip(weights, means, strict=True):
+            weight.add_(kept - mean(weight))
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
 def _metrics(model):

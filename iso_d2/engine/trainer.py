@@ -128,7 +128,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         loaded = bool(resumes or weights)
         for hook in self._hooks:
-            if isinstance(hook, (DeltaInitHook, WhiteningHook)):
+            if isinstance(hook, DeltaInitHook):
                 hook.weights_loaded = loaded
 
     @classmethod

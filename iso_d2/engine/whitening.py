@@ -18,63 +18,71 @@ class WhiteningHook(HookBase):
     """Set the stem of each ISONet with ``whiten=True`` to whiten the training images.
 
     Images are taken as the model standardises them, from an iterator of its own over the trainer's
-    ``data_loader``. Every process takes its share, and all get the same weights. Nothing happens when weights
-    were loaded or the training goes on from an earlier one: the stem is then as it was saved.
+    ``data_loader``; of a generator they are used up. Every process takes its share, and all get the same
+    weights. The gain of the stem is multiplied into its weight. A stem that was loaded, by a checkpoint or a
+    resumed training, stays as it is.
 
     Args:
         images (int): how many images to look at, over all processes.
-        weights_loaded (bool): the model holds loaded weights; may be set until training starts.
 
     Raises:
-        ValueError: fewer than one image; in :meth:`before_train`, images that are not finite or all 0.
+        ValueError: fewer than one image; in :meth:`before_train`, a model that gives the stem no images in
+            training, images that are not finite or all 0.
 
     Source: :func:`iso_d2.isometry.whiten_`.
     """
 
-    def __init__(self, images=512, weights_loaded=False):
+    def __init__(self, images=512):
         if images < 1:
             raise ValueError(f"WhiteningHook needs at least one image, got {images}")
         self.images = images
-        self.weights_loaded = weights_loaded
 
     def before_train(self):
         model = unwrap(self.trainer.model)
-        stems = [module for module in model.modules() if isinstance(module, Stem) and module.whiten]
-        if not stems:
-            return
-        if self.weights_loaded or self.trainer.start_iter > 0:
-            logger.info("No whitening of the images: the stem is as it was saved")
-            return
-        for stem in stems:
-            moments, count = self._moments(model, stem.conv)
-            whiten_(stem.conv.weight, moments, generator=torch.Generator().manual_seed(0))
+        for stem in [module for module in model.modules() if isinstance(module, Stem) and module.whiten]:
+            if stem.is_set:
+                logger.info(
+                    "The stem is as it was loaded, and not trained (MODEL.ISONET.WHITEN False trains it)"
+                )
+                continue
+            logger.info("The stem is set to whiten the images: looking at %d of them", self.images)
+            conv = stem.conv
+            moments, count = self._moments(model, conv)
+            with torch.no_grad():
+                whiten_(conv.weight, moments, generator=torch.Generator().manual_seed(0)).mul_(conv.gain)
+                conv.gain = 1.0
+                if comm.get_world_size() > 1:  # components have no sign of their own
+                    distributed.broadcast(conv.weight, 0)
             stem.is_set = True
             logger.info("The stem whitens the images, by %d patches; it is not trained", count)
 
     def _moments(self, model, conv):
         """Tensor (E, E), int: the second moments of what a convolution reads, and how many patches it was."""
-        seen, total, count = 0, 0.0, 0
+        seen, parts = 0, []
         handle = conv.register_forward_pre_hook(_capture)
-        training = model.training
-        model.train()
         try:
             for batch in self.trainer.data_loader:
                 try:
                     with torch.no_grad():
                         model(batch)
                 except _Captured as captured:
-                    part, patches = patch_moments(
-                        captured.images, conv.kernel_size, conv.stride, conv.dilation
-                    )
-                    seen += len(captured.images) * comm.get_world_size()
-                    total, count = total + part, count + patches
+                    images = captured.images
+                else:
+                    break
+                parts.append(patch_moments(images, conv.kernel_size, conv.stride, conv.dilation))
+                seen += len(images) * comm.get_world_size()
                 if seen >= self.images:
                     break
         finally:
             handle.remove()
-            model.train(training)
+            # Detectron2's grouping by aspect ratio keeps images for the next batch, of any iterator
+            for bucket in getattr(self.trainer.data_loader, "_buckets", ()):
+                bucket.clear()
+        if not parts:
+            raise ValueError("no image reached the stem that is to whiten them: look at the training data")
+        total, count = sum(part for part, _ in parts), torch.tensor(float(sum(n for _, n in parts)))
         if comm.get_world_size() > 1:
-            count = torch.tensor(float(count), device=total.device)
+            total, count = total.to(conv.weight.device), count.to(conv.weight.device)
             for value in (total, count):
                 distributed.all_reduce(value)
         return total / count, int(count)

@@ -111,7 +111,7 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=Fals
 def centre_(weight):
     """Take from each output's part of a weight, or of its gradient, its mean, in place.
 
-    Of a convolution that is an isometry it leaves one on all patches whose values have the mean 0.
+    On images of which every patch has the mean 0 the layer stays what it was; a constant image gives 0.
 
     Args:
         weight (Tensor): (M, C / groups, *k).

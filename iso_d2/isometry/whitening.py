@@ -6,36 +6,50 @@ whitening: Coates, Lee, Ng, AISTATS 2011, section 3.1.2; as a fixed first convol
 https://arxiv.org/abs/2404.00498, section 3.2.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
 
-from ._conv import check_weight
+from ._conv import check_weight, per_axis
+
+# Of an image at most about so many patches are looked at
+MOST_PATCHES = 4096
 
 
 def patch_moments(images, kernel_size, stride=1, dilation=1):
     """The second moments of the patches that a convolution without padding reads.
 
-    Patches that are 0 throughout are left out: images of different sizes are padded with them.
+    Patches that are 0 throughout do not count: images of different sizes are padded with them. Of an image
+    with more than 4096 patches every second is taken on each axis, or every third, and so on.
 
     Args:
         images (Tensor): (N, C, H, W), any floating dtype.
         kernel_size, stride, dilation (int or (int, int)): of the convolution.
 
     Returns:
-        tuple: Tensor (E, E) of float64 with E = C * kh * kw, the sum of p p^T over the patches p, in the
-        order of a weight's (C, kh, kw); and int, the number of patches.
+        tuple: Tensor (E, E) of float64 on the CPU with E = C * kh * kw, the sum of p p^T over the patches p,
+        in the order of a weight's (C, kh, kw); and int, the number of patches.
 
     Raises:
         ValueError: images of another rank.
     """
     if images.dim() != 4:
         raise ValueError(f"patch_moments takes images (N, C, H, W), got shape {tuple(images.shape)}")
-    total, count = 0.0, 0
+    kernel_size, stride, dilation = (
+        per_axis(name, value, 2)
+        for name, value in (("kernel size", kernel_size), ("stride", stride), ("dilation", dilation))
+    )
+    sizes = zip(images.shape[2:], kernel_size, stride, dilation, strict=True)
+    along = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes]
+    step = math.ceil(math.sqrt(math.prod(along) / MOST_PATCHES))
+    stride = tuple(step * s for s in stride)
+    size = images.shape[1] * math.prod(kernel_size)
+    total, count = images.new_zeros(size, size, dtype=torch.float32).cpu().double(), 0
     for image in images.detach().float():  # one at a time: a patch has many times the values of its pixel
         patches = F.unfold(image[None], kernel_size, dilation=dilation, stride=stride)[0]
-        patches = patches[:, (patches != 0).any(0)]
-        total = total + (patches @ patches.T).double()
-        count += patches.shape[1]
+        total += (patches @ patches.T).cpu().double()
+        count += int((patches != 0).any(0).sum())
     return total, count
 
 
@@ -48,30 +62,32 @@ def whiten_(weight, moments, eps=0.01, generator=None):
 
         W = diag(l_i + eps * l)^(-1/2) U^T,    l the mean of all l_i,
 
-    each of mean square l_i / (l_i + eps * l), just below 1, and uncorrelated. With M > E = C * kh * kw the E
-    components are spread over all outputs by a random isometry. Up to eps, <W p, W p'> = <p, p'>_{S^-1} on
-    what is kept.
+    each of mean square l_i / (l_i + eps * l), just below 1 unless the component is noise, and uncorrelated.
+    With M > E = C * kh * kw the E components are spread over all outputs by a random isometry. Up to eps,
+    <W p, W p'> = <p, p'>_{S^-1} on what is kept.
 
     Args:
         weight (Tensor): (M, C, kh, kw).
         moments (Tensor): S, (E, E), such as the sum of :func:`patch_moments` divided by its count.
-        eps (float): what counts as noise, as a share of the patches' mean square.
+        eps (float): what counts as noise, above 0, as a share of the patches' mean square.
         generator (torch.Generator or None): for M > E; None: PyTorch's own.
 
     Returns:
         Tensor: `weight`.
 
     Raises:
-        ValueError: moments of another shape, not finite, or 0.
+        ValueError: moments of another shape, not finite, or 0; eps that is not above 0.
     """
     check_weight(weight)
+    if not eps > 0:
+        raise ValueError(f"whiten_ needs eps above 0, or noise would have weights without a bound, got {eps}")
     size = weight[0].numel()
     if moments.shape != (size, size):
         raise ValueError(
             f"a weight of shape {tuple(weight.shape)} needs moments of shape ({size}, {size}), got "
             f"{tuple(moments.shape)}"
         )
-    moments = moments.double().cpu()  # the same result on every device
+    moments = moments.cpu().double()  # the same result on every device
     mean = moments.trace() / size
     if not (torch.isfinite(moments).all() and mean > 0):
         raise ValueError("the patches' second moments are not finite, or all 0: look at the images")

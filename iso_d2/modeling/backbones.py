@@ -88,7 +88,9 @@ def without_delta(net):
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (7, 7):
             c2_msra_fill(module)
-            module.gain, module.centred = 1.0, False
+            module.gain = 1.0
+        if hasattr(module, "centred"):
+            module.centred = False
     return net
 
 

@@ -36,6 +36,9 @@ class Stem(CNNBlockBase):
             the images before the first step. A warning comes at a first step without it.
     """
 
+    # Whether the convolution has its weight from WhiteningHook or a state dict; a warning has said that not
+    is_set = warned = False
+
     def __init__(
         self,
         in_channels,
@@ -57,13 +60,17 @@ class Stem(CNNBlockBase):
             self.conv = signal.conv(in_channels, out_channels, 3, reads_srelu=False)
             self.pool = nn.Identity()
         self.whiten = whiten
-        self.is_set = False  # by WhiteningHook, or loaded
-        self.conv.weight.requires_grad_(not whiten)
+        for parameter in self.conv.parameters():
+            parameter.requires_grad_(not whiten)
         self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
 
     def forward(self, x):
-        if self.whiten and not self.is_set and self.training and torch.is_grad_enabled():
-            self.is_set = True  # one warning is enough
+        if (
+            self.whiten
+            and self.training
+            and not (self.is_set or self.warned or torch.compiler.is_compiling())
+        ):
+            self.warned = True
             logger.warning(
                 "The stem is to whiten the images and is not trained, but it is as it was drawn at random: "
                 "register iso_d2.engine.WhiteningHook, load weights, or set MODEL.ISONET.WHITEN False"

@@ -94,7 +94,7 @@ def iso_block_args(
         dict: keyword arguments of :class:`~iso_d2.modeling.blocks.IsoBlock`.
     """
     centred = signal == "scaled" if centred is None else centred
-    signal = Signal(signal, init, metric, centred, srelu_init if srelu_gain else None)
+    signal = Signal(signal, init, metric, srelu_init if srelu_gain else None, centred)
     return {
         "srelu_init": srelu_init,
         "srelu_learnable": srelu_learnable,
@@ -136,8 +136,8 @@ class ISONet(Backbone):
         metric (bool): every convolution learns a factor for each of its input channels.
         srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
-        centred (bool or None): the blocks' kernels keep the mean 0, see
-            :class:`~iso_d2.modeling.signal.Signal`; None: with "scaled".
+        centred (bool or None): the blocks' kernels of more than one tap and the linear layer keep the mean
+            0, see :class:`~iso_d2.modeling.signal.Signal`; None: with "scaled".
         whiten (bool or None): the stem's convolution whitens the images, see
             :class:`~iso_d2.modeling.blocks.Stem`; None: with "scaled".
 

@@ -21,18 +21,18 @@ class Signal:
     """The convolutions of a network: their start, their gain, their metric.
 
     Args:
-        kind (str): "paper" has no gains. "scaled" has everywhere the gain that keeps the mean square of the
-            values, :func:`~iso_d2.isometry.conv_gain`.
+        kind (str): "paper" has no gains. "scaled" has everywhere the gain that keeps the mean square of
+            uncorrelated values, :func:`~iso_d2.isometry.conv_gain`.
         start (str or None): "delta": delta kernels. "orthogonal": delta kernels where the width and the size
             stay, else a random semi-orthogonal matrix on as many taps as the stride has pixels. "random":
             over all taps, see :func:`~iso_d2.isometry.orthogonal_init_`. None: "delta" with "paper",
             "random" with "scaled".
         metric (bool): every convolution learns a factor for each of its input channels.
+        threshold (float or None): b of the SReLUs, whose own loss the gain of the convolutions that read one
+            makes good, by :func:`~iso_d2.isometry.srelu_gain`; None: it does not.
         centred (bool): kernels of more than one tap that read an SReLU start without their mean, and keep it
             with an optimizer of :func:`~iso_d2.engine.build_optimizer`: an SReLU gives a mean above 0, which
             each further layer would carry on and add to.
-        threshold (float or None): b of the SReLUs, whose own loss the gain of the convolutions that read one
-            makes good, by :func:`~iso_d2.isometry.srelu_gain`; None: it does not.
 
     Raises:
         ValueError: another kind or start; a threshold with "paper".
@@ -43,8 +43,8 @@ class Signal:
     kind: str = "paper"
     start: str | None = None
     metric: bool = False
-    centred: bool = False
     threshold: float | None = None
+    centred: bool = False
 
     def __post_init__(self):
         if self.kind not in SIGNALS:

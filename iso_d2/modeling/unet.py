@@ -111,7 +111,7 @@ class UNet(nn.Module):
                 "MODEL.UNET.SIGNAL paper and MODEL.UNET.METRIC False"
             )
         init = init or ("orthogonal" if signal == "paper" else None)
-        signal = Signal(signal, init, metric, threshold=srelu_init if srelu_gain else None)
+        signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
         self.in_channels = in_channels
         self.num_classes = num_classes
 

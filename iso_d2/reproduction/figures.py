@@ -1,6 +1,7 @@
 """Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
 
 import io
+import math
 import statistics
 from pathlib import Path
 
@@ -108,8 +109,9 @@ def by_batch(table, records, scale):
     lines = {}
     for arm in ARMS:
         group = records_of(arm, scale, records) if arm.table == table.arms else []
-        # a training that diverged has learned nothing
-        values = [value_of(record, table.curve) or 0.0 for record in group]
+        values = [value_of(record, table.curve) for record in group]
+        # a training that diverged has learned nothing, and one that finds nothing has an AP of NaN
+        values = [0.0 if value is None or math.isnan(value) else value for value in values]
         if values:
             lines.setdefault(group[0]["net"], []).append((group[0]["batch"], values))
     if not lines:

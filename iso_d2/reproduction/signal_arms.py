@@ -1,7 +1,7 @@
 """Scaled isometry beside the paper's signal and batch norm, at sizes that a CPU trains: docs/signal.md.
 
-Every arm has the best of three learning rates, chosen on a part of the training images (``cifar10_val5k``,
-the LGG split "tune") and with its seed 1 alone; results/signal_rates.json has them all.
+On CIFAR-10 and LGG every arm has the best of the learning rates tried, on a part of the training images
+(``cifar10_val5k``, the LGG split "tune") and with one seed: docs/signal.md, results/signal_rates.json.
 """
 
 from .arm import CPU_COMMON, Arm, Run, options

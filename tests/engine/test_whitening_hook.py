@@ -1,5 +1,6 @@
 """The stem that whitens the training images, in trainings of one process and of two."""
 
+import math
 import os
 
 import engine_toys
@@ -10,6 +11,7 @@ from detectron2.utils import comm
 from torch.nn import functional as F
 
 from iso_d2.engine import Trainer, WhiteningHook
+from iso_d2.engine.layers import default_layers, find_convolutions
 from iso_d2.modeling import ISONet
 
 
@@ -32,13 +34,15 @@ def start(model, loader, iteration=0, **options):
 
 
 def test_the_stem_whitens_what_the_model_makes_of_the_images():
-    model = engine_toys.ToyModel(tiny_net(whiten=True)).eval()
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
     others = {name: value.clone() for name, value in model.state_dict().items() if "stem.conv" not in name}
     start(model, batches())
     conv = model.backbone.stem.conv
     assert not conv.weight.requires_grad
     images = torch.stack([x["image"] for x in next(batches())]) / 255
-    outputs = F.conv2d(images, conv.weight).transpose(0, 1).flatten(1)
+    assert conv.gain == 1  # multiplied into the weight
+    gain = math.sqrt(16 / 3)
+    outputs = F.conv2d(images, conv.weight / gain).transpose(0, 1).flatten(1)
     correlation = outputs @ outputs.T / outputs.shape[1]
     torch.testing.assert_close(correlation, correlation.diag().diag(), rtol=0, atol=1e-3)
     assert correlation.diag().min() > 0.3 and correlation.diag().max() < 1
@@ -48,20 +52,52 @@ def test_the_stem_whitens_what_the_model_makes_of_the_images():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"iteration": 3}, {"weights_loaded": True}])
-def test_what_is_loaded_stays(options, log):
+def test_what_is_loaded_stays(log):
     model = engine_toys.ToyModel(tiny_net(whiten=True))
-    before = model.backbone.stem.conv.weight.clone()
-    start(model, batches(), **options)
-    assert torch.equal(model.backbone.stem.conv.weight, before)
-    assert "the stem is as it was saved" in log.text
+    loaded = tiny_net(whiten=False).state_dict()
+    model.backbone.load_state_dict(loaded)
+    start(model, batches())
+    assert torch.equal(model.backbone.stem.conv.weight, loaded["stem.conv.weight"])
+    assert "The stem is as it was loaded, and not trained" in log.text
+
+
+def test_a_training_without_the_hook_is_warned_once(log):
+    net = tiny_net(whiten=True)
+    net(torch.randn(1, 3, 8, 8))
+    assert "register iso_d2.engine.WhiteningHook" in log.text
+    said = log.text
+    net(torch.randn(1, 3, 8, 8))
+    assert log.text == said
+    log.clear()
+    net.eval()(torch.randn(1, 3, 8, 8))
+    again = tiny_net(whiten=True)
+    again.load_state_dict(net.state_dict())
+    again(torch.randn(1, 3, 8, 8))
+    assert not log.text
+
+
+def test_whitened_weights_are_no_isometry_to_the_penalty_of_a_net_that_trains_them():
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
+    start(model, batches())
+    other = engine_toys.ToyModel(tiny_net(whiten=False))
+    other.load_state_dict(model.state_dict())
+    assert "backbone.stem.conv" not in default_layers(other, find_convolutions(other))
+    images = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(other.backbone(images), model.backbone(images))
 
 
 def test_a_net_without_such_a_stem_is_not_touched():
-    model = engine_toys.ToyModel(tiny_net())
+    model = engine_toys.ToyModel(tiny_net(whiten=False))
     before = model.backbone.stem.conv.weight.clone()
     start(model, iter(()))  # no image is looked at
     assert torch.equal(model.backbone.stem.conv.weight, before) and before.requires_grad
+
+
+class Blind(engine_toys.ToyModel):
+    """A model that does without its backbone in training."""
+
+    def forward(self, batch):
+        return {}
 
 
 def test_bad_input():
@@ -70,6 +106,10 @@ def test_bad_input():
     model = engine_toys.ToyModel(tiny_net(whiten=True))
     with pytest.raises(ValueError, match="not finite, or all 0: look at the images"):
         start(model, [[{"image": torch.zeros(3, 16, 16)}]] * 9)
+    with pytest.raises(ValueError, match="no image reached the stem"):
+        start(model, [])
+    with pytest.raises(ValueError, match="no image reached the stem"):
+        start(Blind(tiny_net(whiten=True)), batches())
 
 
 def whiten_in_one_process(folder):
