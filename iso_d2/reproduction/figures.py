@@ -98,13 +98,7 @@ def curves(table, records, scale):
 def by_batch(table, records, scale):
     """The table's measure by the images of a batch: a line for each network, mean and spread of its seeds.
 
-    Args:
-        table (Table): its ``curve`` is that measure.
-        records (dict): scale -> arm -> list of records.
-        scale (str): of the runs.
-
-    Returns:
-        Figure or None: None if there is nothing to draw.
+    Arguments and result as of :func:`curves`. A training that diverged counts as 0.
     """
     lines = {}
     for arm in ARMS:

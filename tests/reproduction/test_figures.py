@@ -52,6 +52,31 @@ def test_what_diverged_does_not_hide_the_others():
     assert [line.get_label() for line in losses.lines][1] == "ISONet, gamma 1e-4: diverged"
 
 
+def test_batches_side_by_side_with_the_spread_of_their_seeds():
+    scenes = next(table for table in TABLES if table.arms == "signal-scenes")
+
+    def run(net, batch, seed, ap, **more):
+        final = {} if ap is None else {"shapes_test": {"AP": ap}}
+        return toy_record(
+            f"signal-scenes-{net}-batch{batch}", "medium", seed, final, net=net, batch=batch, **more
+        )
+
+    records = toy_records(
+        *(run("risonet", 1, seed, ap) for seed, ap in ((1, 30.0), (2, 34.0))),
+        run("risonet", 8, 1, 40.0),
+        run("bn", 1, 1, float("nan")),
+        run("bn", 8, 1, None, diverged=25),
+    )
+    axes = figures.by_batch(scenes, records, "medium").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["risonet", "bn"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
+    means = [container[0].get_ydata().tolist() for container in axes.containers]
+    assert means == [[32.0, 40.0], [0.0, 0.0]]
+    ends = axes.containers[0][2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose(ends, [32 - 8**0.5, 32 + 8**0.5])
+    assert figures.by_batch(scenes, toy_records(), "medium") is None
+
+
 def test_pictures_are_files_that_are_not_blank(tmp_path):
     drawn, notes = write_figures(tmp_path, toy_records(toy_record(RISONET)))
     assert [path.name for path in drawn] == ["reproduction_cifar10_small.png"] and notes == []
