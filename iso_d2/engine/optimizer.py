@@ -62,19 +62,16 @@ def build_optimizer(cfg, model):
 def _keep_means(optimizer, weights):
     means = []
 
-    def mean(weight):
-        return weight.detach().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
-
     def before(*_):
-        means[:] = [mean(weight) for weight in weights]
+        means[:] = [w.detach().flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1)) for w in weights]
         for weight in weights:
             if weight.grad is not None:
                 centre_(weight.grad)
 
     @torch.no_grad()
     def after(*_):
-        for weight, kept in zip(weights, means, strict=True):
-            weight.add_(kept - mean(weight))
+        for weight, mean in zip(weights, means, strict=True):
+            centre_(weight).add_(mean)
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)

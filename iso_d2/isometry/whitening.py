@@ -45,7 +45,7 @@ def patch_moments(images, kernel_size, stride=1, dilation=1):
     step = math.ceil(math.sqrt(math.prod(along) / MOST_PATCHES))
     stride = tuple(step * s for s in stride)
     size = images.shape[1] * math.prod(kernel_size)
-    total, count = images.new_zeros(size, size, dtype=torch.float32).cpu().double(), 0
+    total, count = torch.zeros(size, size, dtype=torch.float64), 0
     for image in images.detach().float():  # one at a time: a patch has many times the values of its pixel
         patches = F.unfold(image[None], kernel_size, dilation=dilation, stride=stride)[0]
         total += (patches @ patches.T).cpu().double()

@@ -35,7 +35,7 @@ def write_figures(root, records):
     for scale in SCALES:
         by_arm = records.get(scale, {})
         for table in TABLES:
-            draw = by_batch if table.arms == "signal-scenes" else curves
+            draw = by_batch if table.by_batch else curves
             figure = table.curve and draw(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.arms}_{scale}.png"))

@@ -38,6 +38,7 @@ class Table:
         report (dict): arm -> what the report gives for each metric, as it is written there; "" for nothing.
         differences (str): in what our runs differ from the report's.
         curve (Metric or None): what the learning curves show beside the loss.
+        by_batch (bool): its figure shows that measure by the images of a batch, in place of the curves.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Table:
     report: dict
     differences: str
     curve: Metric | None = None
+    by_batch: bool = False
 
 
 LOSS = Metric("training loss at the end, without the penalty", "", "loss", 2)
@@ -140,9 +142,13 @@ def _mri(split):
     ]
 
 
-def _coco(arms, title, report, differences):
+def _detection(dataset):
     names = zip(DETECTION_METRICS, ("AP", "AP50", "AP75"), strict=True)
-    metrics = tuple(Metric(heading, "coco_pbc_test", name) for heading, name in names)
+    return tuple(Metric(heading, dataset, name) for heading, name in names)
+
+
+def _coco(arms, title, report, differences):
+    metrics = _detection("coco_pbc_test")
     train = Metric("training set: " + DETECTION_METRICS[0], "coco_pbc_train", "AP")
     return Table(
         f"Person, bicycle, car of COCO: {title}",
@@ -208,13 +214,11 @@ TABLES = [
     Table(
         "Signal: generated scenes, by the images of a step",
         "signal-scenes",
-        tuple(
-            Metric(heading, "shapes_test", name)
-            for heading, name in zip(DETECTION_METRICS, ("AP", "AP50", "AP75"), strict=True)
-        ),
+        _detection("shapes_test"),
         {},
         "Not in the report: what normalization costs with few images a step, when all see the same number of "
         "images. The learning rate is in proportion to the batch, four times that of Base-Detection.yaml.",
-        Metric(DETECTION_METRICS[0], "shapes_test", "AP"),
+        _detection("shapes_test")[0],
+        by_batch=True,
     ),
 ]

@@ -6,6 +6,7 @@ On CIFAR-10 and LGG every arm has the best of the learning rates tried, on a par
 
 from .arm import CPU_COMMON, Arm, Run, options
 from .cifar_arms import short_cifar
+from .coco_arms import RESNET18
 from .mri_arms import short_mri
 
 NOT_FULL = "a comparison of short trainings"
@@ -50,26 +51,23 @@ LGG = {
 # One detector on four backbones, which sees the same number of generated scenes in steps of 1, 2 or 8.
 # Detectron2's frozen batch norm starts as the identity: from scratch it is no norm.
 DETECTOR = "configs/quick/risonet18_frcnn_shapes.yaml"
-RESNET18 = options(
-    MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
-    MODEL__RESNETS__DEPTH=18,
-    MODEL__RESNETS__RES2_OUT_CHANNELS=64,
-    MODEL__RESNETS__OUT_FEATURES="['res2', 'res3', 'res4', 'res5']",
-    ISO__ORTHO__COEFF=0.0,
+RESNET18_FPN = (
+    *RESNET18,
+    *options(
+        MODEL__BACKBONE__NAME="build_resnet_fpn_backbone",
+        MODEL__RESNETS__OUT_FEATURES="['res2', 'res3', 'res4', 'res5']",
+        ISO__ORTHO__COEFF=0.0,
+    ),
 )
 SCENES = {
     "risonet": ("R-ISONet-18", ()),
-    "bn": ("ResNet-18, batch norm", (*RESNET18, *options(MODEL__RESNETS__NORM="BN"))),
-    "gn": ("ResNet-18, group norm", (*RESNET18, *options(MODEL__RESNETS__NORM="GN"))),
-    "nonorm": ("ResNet-18, no norm", (*RESNET18, *options(MODEL__RESNETS__NORM="''"))),
+    "bn": ("ResNet-18, batch norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="BN"))),
+    "gn": ("ResNet-18, group norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="GN"))),
+    "nonorm": ("ResNet-18, no norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="''"))),
 }
-SCENES_SEEN = 800
+SCENES_BATCHES, SCENES_SEEN = (1, 2, 8), 800
 # Learning rate for each image of a batch
-SCENES_RATES = {
-    1: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
-    2: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
-    8: {"risonet": 0.005, "bn": 0.005, "gn": 0.005, "nonorm": 0.005},
-}
+SCENES_RATE = 0.005
 
 
 def signal_arms():
@@ -77,25 +75,24 @@ def signal_arms():
     for key, (label, config, changes) in LGG.items():
         split = options(DATASETS__LGG_SPLIT="patient")
         run = short_mri(label, config, split, EPOCHS, 0.12, *BF16, *changes, train_set=False)
-        yield _arm("lgg", key, label, "lgg", run)
+        yield _arm("lgg", key, label, ("lgg",), run)
     for key, (label, config, changes) in CIFAR.items():
         every_other = options(TEST__EVAL_PERIOD=782)
         config = f"configs/cifar/{config}_cifar10.yaml"
         run = short_cifar(label, config, EPOCHS, *BF16, *every_other, *changes, train_set=False)
-        yield _arm("cifar", key, label, "cifar10", run)
-    for batch, rates in SCENES_RATES.items():
+        yield _arm("cifar", key, label, ("cifar10",), run)
+    for batch in SCENES_BATCHES:
         for key, (net, changes) in SCENES.items():
-            run = scenes_run(net, batch, rates[key], changes)
             label = f"{net}, {batch} image{'s'[: batch > 1]} a step"
-            yield _arm("scenes", f"{key}-batch{batch}", label, None, run)
+            yield _arm("scenes", f"{key}-batch{batch}", label, (), scenes_run(net, batch, changes))
 
 
-def scenes_run(net, batch, rate, changes):
-    """Run: the quick detector on generated scenes, `rate` times `batch` its learning rate."""
+def scenes_run(net, batch, changes):
+    """Run: the quick detector on generated scenes in steps of `batch`."""
     steps = SCENES_SEEN // batch
     schedule = options(
         SOLVER__IMS_PER_BATCH=batch,
-        SOLVER__BASE_LR=round(rate * batch, 6),
+        SOLVER__BASE_LR=SCENES_RATE * batch,
         SOLVER__WARMUP_ITERS=steps // 10,
         SOLVER__STEPS=f"({steps * 3 // 4}, {steps * 9 // 10})",
         SOLVER__MAX_ITER=steps,
@@ -111,13 +108,13 @@ def scenes_run(net, batch, rate, changes):
     )
 
 
-def _arm(kind, key, label, need, run):
+def _arm(kind, key, label, needs, run):
     return Arm(
         name=f"signal-{kind}-{key}",
         group="signal",
         table=f"signal-{kind}",
         label=label,
-        needs=(need,) if need else (),
+        needs=needs,
         full=NOT_FULL,
         medium=run,
         small=NOT_FULL,

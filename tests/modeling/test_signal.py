@@ -116,11 +116,13 @@ def test_the_thresholds_are_met_at_every_width(signal, real_data):
     torch.manual_seed(0)
     for base_channels in (8, 64):
         net = UNet(base_channels=base_channels, signal=signal).eval()
-        held = [point["held"] for point in measure_signal(net, images).values() if "held" in point]
+        held = {name: point["held"] for name, point in measure_signal(net, images).items() if "held" in point}
         if signal == "scaled":
-            assert all(0.01 < share < 0.4 for share in held), held
-        else:
-            assert min(held) < 0.001, held
+            assert all(0.01 < share < 0.4 for share in held.values()), held
+            continue
+        assert held["encoder.4.act2"] < 0.001, held
+        if base_channels == 64:  # at 8 the last one has 0.1 to 2 %, by the random start
+            assert held["decoder.3.act2"] < 0.001, held
 
 
 def test_the_upward_path_makes_good_what_its_srelus_took():

@@ -67,11 +67,13 @@ def test_arms_of_a_table_have_the_same_schedule():
                 if arm.table == table and where == scale:
                     job = Job(arm, scale, 1, ROOT)
                     s = job.config.SOLVER
+                    images = s.IMS_PER_BATCH
                     schedule = [job.iterations, s.WARMUP_ITERS, *s.STEPS, *s.EPOCH_STEPS]
-                    if arm.group == "signal":  # the best rate of each network, and batches that differ
-                        solvers.add(tuple(round(steps * s.IMS_PER_BATCH, -1) for steps in schedule))
-                    else:
-                        solvers.add((s.IMS_PER_BATCH, s.BASE_LR, *schedule))
+                    if table == "signal-scenes":  # batches differ: the same at the same number of images
+                        solvers.add((s.BASE_LR / images, *(steps * images for steps in schedule)))
+                    else:  # those of the signal have the best rate of each network
+                        rate = None if arm.group == "signal" else s.BASE_LR
+                        solvers.add((images, rate, *schedule))
             assert len(solvers) <= 1, (table, scale)
 
 
