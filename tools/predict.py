@@ -21,8 +21,7 @@ from iso_d2.data import BrokenImageError, read_image
 from iso_d2.engine.predicted_masks import PredictedMasks, is_mask
 from iso_d2.engine.predictor import Predictor, class_metadata, coco_predictions
 from iso_d2.engine.setup import load_config
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+from iso_d2.files import IMAGE_SUFFIXES
 
 
 def parse_args(argv):

@@ -1,9 +1,9 @@
 """Data sets and the mapper. Importing this package registers the data sets."""
 
+from ..files import BrokenImageError, read_image
 from . import cifar, coco_subset, lgg, phantoms, shapes, shapes_cls
 from .coco_json import load_coco, register_coco_json
 from .image_folder import load_image_folder, register_image_folder
-from .images import BrokenImageError, read_image
 from .labelled_images import LabelledImages, register_labelled_images
 from .lgg import register_lgg
 from .mappers import AlbumentationsMapper, build_transforms

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..files import make_once
 from .cifar import CIFAR10, CIFAR100
 from .download import download
-from .paths import dataset_root, make_once
+from .paths import dataset_root
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 SETS = {dataset.name: dataset for dataset in (CIFAR10, CIFAR100)}

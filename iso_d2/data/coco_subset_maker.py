@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
+from ..files import write_atomically
 from .checks import read_coco_json
 from .download import obtain_images
 
@@ -115,8 +115,8 @@ def make_coco_subset(
     stem = "_".join(["instances", *(name.replace(" ", "-") for name in classes)])
     train_file = coco / "annotations" / f"{stem}_train{num_train}.json"
     test_file = coco / "annotations" / f"{stem}_test{num_test}.json"
-    _write_json(train_file, train)
-    _write_json(test_file, test)
+    write_atomically(train_file, json.dumps(train))
+    write_atomically(test_file, json.dumps(test))
     return train_file, test_file, coco / image_folder
 
 
@@ -128,10 +128,3 @@ def _image_folder(annotation_file):
             "instances_val2017.json: give image_folder (--image-folder val2017)"
         )
     return match.group(1)
-
-
-def _write_json(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(unfinished, path)

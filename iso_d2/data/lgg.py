@@ -24,9 +24,10 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import make_once
 from . import lgg_preprocessing
 from .lgg_patients import check_split, choose_slices, read_patients
-from .paths import cache_root, dataset_root, make_once
+from .paths import cache_root, dataset_root
 from .registration import register
 from .segmented_images import CLASSES, SegmentedImages, register_segmented_images
 from .slices import Slice, preprocess_slices, raise_problems

@@ -18,7 +18,7 @@ from PIL import Image
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version at import
 import albumentations as A
 
-from .images import BrokenImageError, read_image
+from ..files import BrokenImageError, read_image
 from .label_checks import check_labels
 
 logger = logging.getLogger(__name__)

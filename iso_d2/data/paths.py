@@ -1,11 +1,11 @@
-"""Where data sets lie, and how generated files get there: whole or not at all."""
+"""Where data sets lie, downloaded and generated."""
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
+
+from ..files import write_atomically
 
 
 def dataset_root():
@@ -38,35 +38,6 @@ def cache_root():
     return folder
 
 
-def make_once(folder, fill):
-    """Make a folder by ``fill`` if it does not exist, so that nobody ever sees it half full.
-
-    It is filled under another name and then renamed. Of several processes that do so at once one wins,
-    the others take its folder.
-
-    Args:
-        folder (Path): the folder wanted; its parent exists.
-        fill (callable): called with the path of an empty folder.
-
-    Returns:
-        Path: ``folder``.
-    """
-    if folder.is_dir():
-        return folder
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".unfinished", dir=folder.parent))
-    try:
-        fill(unfinished)
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
 def cache_json(stem, data):
     """Write ``data`` into the cache, under a name that holds a hash of it, unless it is there already.
 
@@ -80,8 +51,5 @@ def cache_json(stem, data):
     text = json.dumps(data)
     target = cache_root() / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     if not target.exists():
-        handle, unfinished = tempfile.mkstemp(prefix=f"{stem}.", suffix=".unfinished", dir=target.parent)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(unfinished, target)
+        write_atomically(target, text)
     return target

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .paths import cache_root, make_once
+from ..files import make_once
+from .paths import cache_root
 from .segmented_images import SegmentedImages, register_segmented_images
 from .slices import Slice, preprocess_slices
 

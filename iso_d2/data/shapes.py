@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..files import make_once
 from .coco_json import load_coco
-from .paths import cache_root, make_once
+from .paths import cache_root
 from .registration import register
 from .scenes import draw_scene
 

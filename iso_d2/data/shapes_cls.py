@@ -12,8 +12,9 @@ import logging
 import cv2
 import numpy as np
 
+from ..files import make_once
 from .labelled_images import LabelledImages, register_labelled_images
-from .paths import cache_root, make_once
+from .paths import cache_root
 
 CLASSES = ("disc", "ring", "square", "diamond", "triangle", "star", "plus", "cross", "bars", "columns")
 # Part of the folder's name: raise it whenever the drawings change, or old caches stay in use.

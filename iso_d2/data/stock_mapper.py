@@ -5,7 +5,7 @@ import logging
 from detectron2.data import DatasetMapper
 from detectron2.utils.logger import log_first_n
 
-from .images import BrokenImageError, read_image
+from ..files import BrokenImageError, read_image
 from .label_checks import check_labels
 from .mappers import check_segmentation, label_range_of
 

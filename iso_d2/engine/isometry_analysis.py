@@ -10,7 +10,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from ..data import read_image
 from ..evaluation.isometry_jacobian import measure_jacobian
 from ..evaluation.isometry_layers import (
     find_network,
@@ -24,10 +23,10 @@ from ..evaluation.isometry_network import (
     network_input,
 )
 from ..evaluation.isometry_signal import measure_signal
+from ..files import IMAGE_SUFFIXES, read_image
 from .checkpoint import IsoCheckpointer
 from .hooks import DeltaInitHook
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 GENERATED = "shapes_test"
 
 logger = logging.getLogger(__name__)

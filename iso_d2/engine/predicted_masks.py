@@ -5,10 +5,10 @@ from collections import defaultdict
 import numpy as np
 from PIL import Image
 
-from ..data import read_image
 from ..evaluation import draw_overlay
 from ..evaluation.segmentation import read_mask
 from ..evaluation.segmentation_metrics import Overlap
+from ..files import read_image
 
 
 def is_mask(file):

@@ -6,8 +6,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
-from ..data import read_image
 from ..data.lgg_preprocessing import preprocess_image
+from ..files import read_image
 from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer

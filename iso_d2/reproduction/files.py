@@ -1,17 +1,9 @@
-"""Files that are written whole or not at all, what a training leaves behind, commands as one types them."""
+"""What a training leaves behind, and commands as one types them."""
 
 import json
 import os
 import re
 from pathlib import Path
-
-
-def write_atomically(path, text):
-    """Write a file so that nobody sees half of it, making its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def read_metrics(path):

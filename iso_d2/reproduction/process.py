@@ -10,8 +10,8 @@ import subprocess
 import time
 
 from ..data.paths import dataset_root
-from .files import write_atomically
-from .records import git_state
+from ..files import write_atomically
+from ..provenance import git_state
 
 
 class Process:

@@ -5,17 +5,13 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import statistics
-import subprocess
-from importlib.metadata import version
-from pathlib import Path
 
-import torch
-
+from ..files import write_atomically
+from ..provenance import hardware, versions
 from .cost import parameters_and_flops
-from .files import command_text, read_metrics, write_atomically
+from .files import command_text, read_metrics
 
 # Points of a learning curve that are kept beside those with an evaluation
 CURVE_POINTS = 60
@@ -139,49 +135,6 @@ def thin(lines):
         {key: value for key, value in point.items() if key == "iteration" or CURVE_KEYS.match(key)}
         for point in chosen
     ]
-
-
-def versions():
-    """dict[str, str]: of Python and the packages that matter."""
-    names = ("torch", "torchvision", "numpy", "albumentations")
-    import detectron2
-
-    return {
-        "python": platform.python_version(),
-        "detectron2": detectron2.__version__,
-        **{name: version(name) for name in names},
-    }
-
-
-def hardware(device, threads):
-    """dict: processor, cores, threads of the training, GPU; no name of the machine."""
-    model = "unknown"
-    if os.path.isfile("/proc/cpuinfo"):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1].strip() if found else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-    }
-
-
-def git_state(root):
-    """dict: ``commit`` of a checkout, "unknown" outside of one, and whether tracked files are changed."""
-
-    def git(*args):
-        run = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
-        return run.stdout.strip() if run.returncode == 0 else None
-
-    try:
-        commit = git("rev-parse", "--short", "HEAD")
-    except FileNotFoundError:
-        commit = None
-    if commit is None:
-        return {"commit": "unknown", "dirty": False}
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml")
-    return {"commit": commit, "dirty": bool(changes)}
 
 
 def read_records(root, scale):

@@ -5,9 +5,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
-from ..data import read_image
 from ..engine.predictor import Predictor
 from ..evaluation.segmentation import read_mask, spread_out
+from ..files import read_image
 from .jobs import Job
 
 ROWS = 4

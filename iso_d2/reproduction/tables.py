@@ -2,9 +2,9 @@
 
 import statistics
 
+from ..files import write_atomically
 from .arm import SCALES, Run
 from .arms import ARMS
-from .files import write_atomically
 from .report_values import TABLES
 
 BEGIN, END = "<!-- reproduction -->", "<!-- /reproduction -->"

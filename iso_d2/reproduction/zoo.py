@@ -1,8 +1,8 @@
 """MODEL_ZOO.md: every run with what it cost and how to make it again."""
 
+from ..files import write_atomically
 from .arm import SCALES
 from .arms import ARMS
-from .files import write_atomically
 from .report_values import TABLES
 from .tables import value_of
 

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import subprocess
 
 import pytest
 from toy_jobs import toy_job, toy_repository
@@ -9,7 +8,6 @@ from iso_d2.reproduction import records as records_module
 from iso_d2.reproduction.arm import Run
 from iso_d2.reproduction.records import (
     evaluations_of,
-    git_state,
     merged_lines,
     read_records,
     seconds_per_iteration,
@@ -115,17 +113,3 @@ def test_lines_of_one_iteration_are_one():
     lines = [{"iteration": 2, "a": 1}, {"iteration": 1, "a": 5}, {"iteration": 2, "a": 3, "b": 2}]
     assert merged_lines(lines) == [{"iteration": 1, "a": 5}, {"iteration": 2, "a": 3, "b": 2}]
     assert seconds_per_iteration(lines) is None
-
-
-def test_the_state_of_a_checkout(tmp_path):
-    assert git_state(tmp_path / "nowhere") == {"commit": "unknown", "dirty": False}
-    (tmp_path / "a.py").write_text("a = 1\n")
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (["init", "-q"], ["add", "a.py"], [*identity, "commit", "-q", "-m", "a"]):
-        subprocess.run(["git", "-C", tmp_path, *words], check=True)
-    state = git_state(tmp_path)
-    assert len(state["commit"]) >= 7 and not state["dirty"]
-    (tmp_path / "results.md").write_text("new files are no changes")
-    assert not git_state(tmp_path)["dirty"]
-    (tmp_path / "a.py").write_text("a = 2\n")
-    assert git_state(tmp_path) == {**state, "dirty": True}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from toy_jobs import toy_job, toy_repository
 
+from iso_d2.files import write_atomically
 from iso_d2.reproduction import runner as runner_module
-from iso_d2.reproduction.files import write_atomically
 from iso_d2.reproduction.process import Process
 from iso_d2.reproduction.runner import Runner
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from iso_d2.data import cache_root, dataset_root
-from iso_d2.data.paths import cache_json, make_once
+from iso_d2.data.paths import cache_json
+from iso_d2.files import make_once, replacing, write_atomically
 
 
 def test_dataset_root_follows_the_variable_after_the_import(monkeypatch, tmp_path):
@@ -21,6 +22,20 @@ def test_cache_that_cannot_be_made_says_which_variable_moves_it(monkeypatch, tmp
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match="set ISO_D2_CACHE to a writable folder"):
         cache_root()
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_atomically(path, "first")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as unfinished:
+        unfinished.write_text("half")
+        assert path.read_text() == "first"
+        raise KeyboardInterrupt
+    assert path.read_text() == "first"
+    write_atomically(path, "second")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_folder_is_made_once(tmp_path):
