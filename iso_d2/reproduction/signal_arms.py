@@ -1,7 +1,7 @@
 """Scaled isometry beside the paper's signal and batch norm, at sizes that a CPU trains: docs/signal.md.
 
-On CIFAR-10 and LGG every arm has the best of the learning rates tried, on a part of the training images
-(``cifar10_val5k``, the LGG split "tune") and with one seed: docs/signal.md, results/signal_rates.json.
+Every arm has the best of the learning rates tried, with one seed and on images that its table does not show
+(``cifar10_val5k``, the LGG split "tune", ``shapes_tune``): docs/signal.md, results/signal_rates.json.
 """
 
 from .arm import CPU_COMMON, Arm, Run, options
@@ -59,15 +59,27 @@ RESNET18_FPN = (
         ISO__ORTHO__COEFF=0.0,
     ),
 )
+# Key -> network, changes, size of a batch -> learning rate for each of its images: the best of three on
+# ``shapes_tune``, one seed, results/signal_rates.json
 SCENES = {
-    "risonet": ("R-ISONet-18", ()),
-    "bn": ("ResNet-18, batch norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="BN"))),
-    "gn": ("ResNet-18, group norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="GN"))),
-    "nonorm": ("ResNet-18, no norm", (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="''"))),
+    "risonet": ("R-ISONet-18", (), {1: 0.01, 2: 0.005, 8: 0.005}),
+    "bn": (
+        "ResNet-18, batch norm",
+        (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="BN")),
+        {1: 0.01, 2: 0.01, 8: 0.005},
+    ),
+    "gn": (
+        "ResNet-18, group norm",
+        (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="GN")),
+        {1: 0.01, 2: 0.005, 8: 0.005},
+    ),
+    "nonorm": (
+        "ResNet-18, no norm",
+        (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="''")),
+        {1: 0.005, 2: 0.01, 8: 0.005},
+    ),
 }
 SCENES_BATCHES, SCENES_SEEN = (1, 2, 8), 800
-# Learning rate for each image of a batch
-SCENES_RATE = 0.005
 
 
 def signal_arms():
@@ -82,17 +94,19 @@ def signal_arms():
         run = short_cifar(label, config, EPOCHS, *BF16, *every_other, *changes, train_set=False)
         yield _arm("cifar", key, label, ("cifar10",), run)
     for batch in SCENES_BATCHES:
-        for key, (net, changes) in SCENES.items():
+        for key, (net, changes, rates) in SCENES.items():
             label = f"{net}, {batch} image{'s'[: batch > 1]} a step"
-            yield _arm("scenes", f"{key}-batch{batch}", label, (), scenes_run(net, batch, changes))
+            yield _arm(
+                "scenes", f"{key}-batch{batch}", label, (), scenes_run(net, batch, rates[batch], changes)
+            )
 
 
-def scenes_run(net, batch, changes):
+def scenes_run(net, batch, rate, changes):
     """Run: the quick detector on generated scenes in steps of `batch`."""
     steps = SCENES_SEEN // batch
     schedule = options(
         SOLVER__IMS_PER_BATCH=batch,
-        SOLVER__BASE_LR=SCENES_RATE * batch,
+        SOLVER__BASE_LR=rate * batch,
         SOLVER__WARMUP_ITERS=steps // 10,
         SOLVER__STEPS=f"({steps * 3 // 4}, {steps * 9 // 10})",
         SOLVER__MAX_ITER=steps,
@@ -101,7 +115,7 @@ def scenes_run(net, batch, changes):
     return Run(
         net=f"{net} FPN",
         config=DETECTOR,
-        options=(*changes, *schedule, *BF16, *CPU_COMMON),
+        options=(*changes, *schedule, *CPU_COMMON),
         setup=f"Faster R-CNN, FPN 64 wide, 128x160, {SCENES_SEEN} images in steps of {batch}, a tenth of "
         "them warm-up, rate x0.1 after three quarters and nine tenths, gradients clipped at norm 1",
         seconds=0.1 * batch,
