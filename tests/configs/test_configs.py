@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,16 @@ def names_with_every_part():
 
 def test_table_has_a_row_for_each_file():
     assert sorted(re.findall(r"^\| `([\w/.-]+\.yaml)` \|", TABLE, flags=re.MULTILINE)) == FILES
+
+
+def test_commands_and_changes_of_the_page_are_taken():
+    changes = [shlex.split(code) for code in re.findall(r"`([A-Z][A-Z_]*\.[^`]+)`", TABLE)]
+    assert len(changes) >= 8
+    for opts in changes:
+        load_config(opts=opts)
+    (command,) = re.findall(r"^ +python tools/train_net.py --config-file (.+)$", TABLE, flags=re.MULTILINE)
+    config, *opts = command.split()
+    load_config(CONFIGS.parent / config, opts)
 
 
 def numbers(document):
