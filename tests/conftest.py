@@ -52,7 +52,7 @@ def toy_data(tmp_path):
         engine_toys.unregister(name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_tool():
     """Function that imports a file of tools/, which is no package."""
 

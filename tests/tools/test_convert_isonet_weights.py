@@ -1,5 +1,8 @@
 """From a file of the authors' code through the tool into the models that MODEL.WEIGHTS serves."""
 
+import contextlib
+import io
+
 import authors_layout
 import pytest
 import torch
@@ -11,27 +14,30 @@ from iso_d2.config import add_iso_config
 from iso_d2.engine.checkpoint import IsoCheckpointer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tool(load_tool):
     return load_tool("convert_isonet_weights")
-
-
-@pytest.fixture
-def convert(tool, tmp_path):
-    """Function that writes a state dict as the authors do, converts it, and returns the file's path."""
-
-    def run(authors, *arguments):
-        torch.save(authors_layout.checkpoint(authors), tmp_path / "RISO18.pt")
-        tool.main([str(tmp_path / "RISO18.pt"), str(tmp_path / "risonet18.pth"), *arguments])
-        return str(tmp_path / "risonet18.pth")
-
-    return run
 
 
 @pytest.fixture(scope="module")
 def authors():
     torch.manual_seed(0)
     return authors_layout.random_net(18, True)
+
+
+@pytest.fixture(scope="module")
+def conversion(tool, authors, tmp_path_factory):
+    """A state dict as the authors write it, converted: the new file's path, and what the tool printed."""
+    folder = tmp_path_factory.mktemp("converted")
+    torch.save(authors_layout.checkpoint(authors), folder / "RISO18.pt")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        tool.main([str(folder / "RISO18.pt"), str(folder / "risonet18.pth")])
+    return str(folder / "risonet18.pth"), printed.getvalue()
+
+
+@pytest.fixture
+def converted(conversion):
+    return conversion[0]
 
 
 def base_config(*opts):
@@ -45,9 +51,9 @@ def base_config(*opts):
     return cfg
 
 
-def test_report_and_file(convert, authors, capsys):
-    path = convert(authors)
-    assert capsys.readouterr().out == (
+def test_report_and_file(conversion, authors):
+    path, printed = conversion
+    assert printed == (
         f"R-ISONet-18, imagenet stem, 10 classes: {len(authors)} parameters written to {path}\n"
         "left out: optim, epoch, train_accuracy, test_accuracy\n"
     )
@@ -58,7 +64,7 @@ def test_report_and_file(convert, authors, capsys):
 
 
 @pytest.mark.parametrize("out_features", [["linear"], ["res5"]])
-def test_classification_takes_every_key(convert, authors, out_features, log):
+def test_classification_takes_every_key(converted, authors, out_features, log):
     model = build_model(
         base_config(
             *("MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.ISONET.OUT_FEATURES", out_features),
@@ -72,7 +78,7 @@ def test_classification_takes_every_key(convert, authors, out_features, log):
             ),
         )
     ).eval()
-    IsoCheckpointer(model).load(convert(authors))
+    IsoCheckpointer(model).load(converted)
     assert not [record for record in log.records if record.levelname == "WARNING"]
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -102,10 +108,10 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detectors_take_every_key_but_the_classifier(name, convert, authors, log):
+def test_detectors_take_every_key_but_the_classifier(name, converted, log):
     model = build_model(base_config("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", *DETECTORS[name]))
-    IsoCheckpointer(model).load(path := convert(authors))
-    loaded, state = torch.load(path)["model"], model.state_dict()
+    IsoCheckpointer(model).load(converted)
+    loaded, state = torch.load(converted)["model"], model.state_dict()
     for key, tensor in loaded.items():
         if not key.startswith("linear."):
             place = PLACES[name][key.startswith("res5.")] + key
@@ -134,9 +140,8 @@ def test_own_classification_training_into_fpn(tool, tmp_path, log, capsys):
             assert torch.equal(state[key.replace("backbone.", "backbone.bottom_up.")], tensor)
 
 
-def test_there_and_back(tool, convert, authors, tmp_path):
-    path = convert(authors)
-    tool.main([path, str(tmp_path / "back.pt"), "--to-authors"])
+def test_there_and_back(tool, converted, authors, tmp_path):
+    tool.main([converted, str(tmp_path / "back.pt"), "--to-authors"])
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert list(back) == ["net"]
     expected = authors_layout.checkpoint(authors)["net"]
