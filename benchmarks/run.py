@@ -10,41 +10,30 @@ from .data import measure_data
 from .inference import measure_inference
 from .machine import measure_machine
 from .memory import measure_memory
-from .options import describe_run
 from .penalty import measure_penalty
-from .report import as_text, write_part
+from .report import as_text, describe_run, write_part
 from .scaling import measure_scaling
 from .step import measure_step
 
+# What measures each part, and its weight when the time is divided; what is counted needs little.
 PARTS = {
-    "machine": measure_machine,
-    "penalty": measure_penalty,
-    "activation": measure_activation,
-    "step": measure_step,
-    "memory": measure_memory,
-    "inference": measure_inference,
-    "data": measure_data,
-    "scaling": measure_scaling,
+    "machine": (measure_machine, 0.3),
+    "penalty": (measure_penalty, 5),
+    "activation": (measure_activation, 1.5),
+    "step": (measure_step, 5),
+    "memory": (measure_memory, 0.5),
+    "inference": (measure_inference, 1.5),
+    "data": (measure_data, 2.5),
+    "scaling": (measure_scaling, 8),
 }
 # What `all` means: scaling has to be asked for.
 ALL = tuple(part for part in PARTS if part != "scaling")
-# How the time is divided; what is counted and not timed needs little.
-WEIGHTS = {
-    "machine": 0.3,
-    "penalty": 5,
-    "activation": 1.5,
-    "step": 5,
-    "memory": 0.5,
-    "inference": 1.5,
-    "data": 2.5,
-    "scaling": 8,
-}
 
 
 def shares(parts, seconds):
     """Divide the time among parts: dict[str, float] in seconds."""
-    total = sum(WEIGHTS[part] for part in parts)
-    return {part: seconds * WEIGHTS[part] / total for part in parts}
+    total = sum(PARTS[part][1] for part in parts)
+    return {part: seconds * PARTS[part][1] / total for part in parts}
 
 
 def run_benchmark(parts, options, seconds, output, show=print):
@@ -58,20 +47,17 @@ def run_benchmark(parts, options, seconds, output, show=print):
         show (callable): takes the text of each table.
 
     Raises:
-        ValueError: an unknown part; the results file holds something else.
+        ValueError: the results file holds something else.
         RuntimeError: two forms that should agree do not.
     """
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ValueError(f"benchmark parts are {', '.join(PARTS)}, got {', '.join(map(repr, unknown))}")
-    context = describe_run()
+    context = describe_run(options)
     for part, share in shares(parts, seconds).items():
         start = time.perf_counter()
-        tables = PARTS[part](options, share)
+        tables = PARTS[part][0](options, share)
         took = time.perf_counter() - start
-        show(f"\n== {part}, {took:.0f} s")
+        show(f"\n== {part}, {took:.0f} s\n")
         for table in tables:
-            show("\n" + as_text(table))
+            show(as_text(table))
         write_part(output, part, tables, context, options, took)
         gc.collect()
         if options.device == "cuda":

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections import defaultdict
+from functools import partial
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from ..isometry import orthogonality_losses
+from iso_d2.isometry import orthogonality_losses
+
 from .networks import isonet, penalised_convs, training_step
 from .report import Table, judge
 from .timing import compare
@@ -47,26 +48,20 @@ def paper_loss(weight, stride=1):
     return 0.5 * (gram - delta).square().sum()
 
 
-def by_paper(convs):
-    """Function: value and gradients of `paper_loss`, summed over convolutions."""
-    weights = [conv.weight for conv in convs]
-
-    def run():
-        total = sum(paper_loss(conv.weight, conv.stride[0]) for conv in convs)
-        return total.detach(), torch.autograd.grad(total, weights)
-
-    return run
+def paper_losses(convs):
+    """`paper_loss` of each convolution: (len(convs),)."""
+    return torch.stack([paper_loss(conv.weight, conv.stride[0]) for conv in convs])
 
 
-def by_iso_d2(convs, mode="paper", **arguments):
-    """Function: value and gradients of `orthogonality_losses`, summed over convolutions."""
-    weights = [conv.weight for conv in convs]
+def values_and_gradients(convs, losses):
+    """The penalty of each convolution, then the gradient in each weight: list[Tensor].
 
-    def run():
-        total = orthogonality_losses(convs, mode, **arguments).sum()
-        return total.detach(), torch.autograd.grad(total, weights)
-
-    return run
+    Args:
+        convs (list[nn.Conv2d]): L of them.
+        losses (callable): `convs` -> (L,).
+    """
+    values = losses(convs)
+    return [*values.detach(), *torch.autograd.grad(values.sum(), [conv.weight for conv in convs])]
 
 
 def largest_difference(convs):
@@ -82,28 +77,15 @@ def largest_difference(convs):
     Raises:
         RuntimeError: it is above TOLERANCE.
     """
-    worst = 0.0
-    unstrided = [conv.stride == (1, 1) for conv in convs]
-    paper, ours = _values_and_gradients(convs, "paper"), _values_and_gradients(convs, "exact")
-    for conv, same, *pairs in zip(convs, unstrided, paper, ours, strict=True):
-        expected = paper_loss(conv.weight, conv.stride[0])
-        wanted = expected, *torch.autograd.grad(expected, [conv.weight])
-        for found in pairs if same else pairs[:1]:
-            worst = max(worst, *(_relative(a, b) for a, b in zip(found, wanted, strict=True)))
+    differences = []
+    for mode, alike in (("paper", convs), ("exact", [conv for conv in convs if conv.stride == (1, 1)])):
+        ours = values_and_gradients(alike, partial(orthogonality_losses, mode=mode))
+        wanted = values_and_gradients(alike, paper_losses)
+        differences += [((a - b).norm() / b.norm()).item() for a, b in zip(ours, wanted, strict=True)]
+    worst = max(differences)
     if not worst <= TOLERANCE:
         raise RuntimeError(f"the penalty and the paper's form differ by {worst:.1e}, more than {TOLERANCE}")
     return worst
-
-
-def _values_and_gradients(convs, mode):
-    """list[tuple[Tensor, Tensor]], by layer."""
-    values = orthogonality_losses(convs, mode)
-    gradients = torch.autograd.grad(values.sum(), [conv.weight for conv in convs])
-    return list(zip(values, gradients, strict=True))
-
-
-def _relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 @contextlib.contextmanager
@@ -125,48 +107,60 @@ def measure_penalty(options, seconds):
     """
     net, images = isonet(options), options.images()
     convs = penalised_convs(net)
-    alike = defaultdict(list)
+    kinds = defaultdict(list)
     for conv in convs:
-        alike[tuple(conv.weight.shape), conv.stride].append(conv)
+        stride = "" if conv.stride == (1, 1) else f", stride {conv.stride[0]}"
+        kinds["x".join(map(str, conv.weight.shape)) + stride].append(conv)
     on_gpu = options.device == "cuda"
     with tf32(False):
         difference = largest_difference(convs)
-        cases = _forms(alike, convs, options) | {STEP: training_step(net, images, options)}
-        share = seconds * (0.8 if on_gpu else 1)
-        measured = _with_totals(compare(cases, options.repeats, share, options.device), alike)
+        step = {STEP: training_step(net, options, images)}
+        measured = _measured(kinds, convs, options, seconds * (0.8 if on_gpu else 1), step)
     title = (
         f"Penalty of the {len(convs)} convolutions of R-ISONet-{options.depth}, forward and backward, "
         f"float32; values and gradients agree to {difference:.0e}; a step (no optimizer) of "
         f"{'x'.join(map(str, images.shape))} takes {measured.milliseconds(STEP)['median']:.0f} ms"
     )
+    by_shape = [
+        {
+            "weight": kind,
+            "layers": len(alike),
+            "paper's form, ms": measured.milliseconds((PAPER, kind)),
+            "iso_d2, ms": measured.milliseconds((OURS, kind)),
+            "times as fast": measured.ratio((PAPER, kind), (OURS, kind)),
+            "n": measured.n,
+        }
+        for kind, alike in kinds.items()
+    ]
     tables = [
         Table(title, _whole_net(measured, options)),
-        Table("The same by shape, mode paper, the layers of a shape together", _by_shape(measured, alike)),
+        Table("The same by shape, mode paper, the layers of a shape together", by_shape),
     ]
     if on_gpu:
         with tf32(True):
-            measured = compare(_forms(alike, convs, options), options.repeats, seconds * 0.2, options.device)
-        rows = _whole_net(_with_totals(measured, alike), options)
+            rows = _whole_net(_measured(kinds, convs, options, seconds * 0.2), options)
         tables.append(Table("The same with operands rounded to TF32, in both forms", rows))
     return tables
 
 
-def _forms(alike, convs, options):
-    """dict: both forms by shape, under (form, shape), and iso_d2's of the whole net with its options."""
-    cases = {}
-    for kind, members in alike.items():
-        cases |= {(PAPER, kind): by_paper(members), (OURS, kind): by_iso_d2(members)}
-    cases |= {OURS: by_iso_d2(convs), EXACT: by_iso_d2(convs, "exact")}
+def _measured(kinds, convs, options, seconds, step=None):
+    """Comparison: both forms by shape, under (form, shape), and those of the whole net by name.
+
+    The paper's form of the whole net is the sum over its layers, the penalty at every n-th step a fraction.
+    """
     generator = torch.Generator().manual_seed(options.seed)
+    cases = dict(step or {})
+    for kind, alike in kinds.items():
+        cases[PAPER, kind] = partial(values_and_gradients, alike, paper_losses)
+        cases[OURS, kind] = partial(values_and_gradients, alike, orthogonality_losses)
+    whole = {OURS: {}, EXACT: {"mode": "exact"}}
     for fraction in FRACTIONS:
-        name = f"{OURS}, fraction {fraction} of the frequencies"
-        cases[name] = by_iso_d2(convs, fraction=fraction, generator=generator)
-    return cases
-
-
-def _with_totals(measured, alike):
-    """With the paper's form of the whole net, the sum over its layers, and the penalty at every n-th step."""
-    measured = measured.with_derived(PAPER, lambda row: sum(row[PAPER, kind] for kind in alike))
+        drawn = {"fraction": fraction, "generator": generator}
+        whole[f"{OURS}, fraction {fraction} of the frequencies"] = drawn
+    for name, arguments in whole.items():
+        cases[name] = partial(values_and_gradients, convs, partial(orthogonality_losses, **arguments))
+    measured = compare(cases, options.repeats, seconds)
+    measured = measured.with_derived(PAPER, lambda row: sum(row[PAPER, kind] for kind in kinds))
     for period in PERIODS:
         name = f"{OURS}, every {period} steps (computed)"
         measured = measured.with_derived(name, lambda row, n=period: row[OURS] / n)
@@ -186,23 +180,3 @@ def _whole_net(measured, options):
             row["target"] = judge(row["times as fast"], at_least=TARGETS[options.device])
         rows.append(row)
     return rows
-
-
-def _by_shape(measured, alike):
-    return [
-        {
-            "weight": "x".join(map(str, shape)) + ("" if stride == (1, 1) else f", stride {stride[0]}"),
-            "layers": len(members),
-            "paper's form, ms": measured.milliseconds((PAPER, (shape, stride))),
-            "iso_d2, ms": measured.milliseconds((OURS, (shape, stride))),
-            "times as fast": measured.ratio((PAPER, (shape, stride)), (OURS, (shape, stride))),
-            "n": measured.n,
-        }
-        for (shape, stride), members in alike.items()
-    ]
-
-
-def width_convs(options, widths):
-    """dict[int, list[nn.Conv2d]]: one 3x3 convolution of each width, with random weights."""
-    torch.manual_seed(options.seed)
-    return {width: [nn.Conv2d(width, width, 3, bias=False).to(options.device)] for width in widths}
