@@ -52,11 +52,7 @@ def folded(net, fold, images):
 
 @torch.no_grad()
 def measure_inference(options, seconds):
-    """The part "inference": list[Table].
-
-    Raises:
-        RuntimeError: a folded net gives other features.
-    """
+    """The part "inference": list[Table]. A folded net that gives other features is a RuntimeError."""
     images = options.images()
     iso = isonet(options).eval()
     resnets = {norm: resnet(options, norm) for norm in norms(options)}
@@ -79,4 +75,4 @@ def measure_inference(options, seconds):
         f"Inference, {options.describe(images.shape)}; folding moves the features by {difference:.0e}, "
         f"that of batch norms by {bn_difference:.0e}"
     )
-    return [Table(title, measured.rows(ours, "network", {"ResNet-50 FrozenBN": 1.0}, options.batch))]
+    return [Table(title, measured.rows(ours, limits={"ResNet-50 FrozenBN": 1.0}, images=options.batch))]

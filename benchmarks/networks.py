@@ -142,7 +142,7 @@ def add_penalty(model, cfg):
     layers = {"include": node.INCLUDE, "exclude": node.EXCLUDE}
     hook = OrthogonalityLossHook(penalty_coefficient(cfg), penalty_mode(cfg), **layers, log_period=0)
     hook.trainer = TrainerBase()
-    hook.trainer.model = model
+    hook.trainer.model, hook.trainer.storage = model, None
     hook.before_train()
     return hook
 

@@ -14,36 +14,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Options:
-    """Settings that all parts share.
+    """Settings that all parts share. An unknown device or dtype, or a missing GPU, is a ValueError.
 
-    Args:
-        device (str): "cpu" or "cuda".
-        dtype (str): "float32"; "bfloat16" and "float16" are mixed precision in training (autocast, without
-            the loss scaling that the trainer adds for float16) and the type of weights and images in
-            inference.
-        channels_last (bool): memory format of images and networks.
-        batch (int or None): images a step of classifiers; None: 4 on a CPU, 64 on a GPU.
-        size (tuple[int, int]): their height and width.
-        detector_batch (int or None): images a step of detectors; None: 1 on a CPU, 16 on a GPU.
-        detector_size (tuple[int, int] or None): None: 320x320 on a CPU, 800x1333 on a GPU.
-        depth (int): of all networks: 18, 34, 50, 101, 152, or 6n+2 for the narrow CIFAR nets.
-        repeats (int): most rounds of a comparison.
-        seed (int): of weights and images.
-
-    Raises:
-        ValueError: an unknown device or dtype, no CUDA device where one is asked for.
+    bfloat16 and float16 are mixed precision in training (autocast, without the loss scaling that the trainer
+    adds for float16), and the type of weights and images in inference.
     """
 
-    device: str = "cpu"
-    dtype: str = "float32"
-    channels_last: bool = False
-    batch: int | None = None
-    size: tuple = (224, 224)
-    detector_batch: int | None = None
-    detector_size: tuple | None = None
-    depth: int = 50
-    repeats: int = 15
-    seed: int = 0
+    device: str = "cpu"  # or "cuda"
+    dtype: str = "float32"  # or "bfloat16", "float16"
+    channels_last: bool = False  # memory format of images and networks
+    batch: int | None = None  # images a step of classifiers; by default 4, on a GPU 64
+    size: tuple[int, int] = (224, 224)  # their height and width
+    detector_batch: int | None = None  # images a step of detectors; by default 1, on a GPU 16
+    detector_size: tuple[int, int] | None = None  # by default (320, 320), on a GPU (800, 1333)
+    depth: int = 50  # of all networks: 18, 34, 50, 101, 152, or 6n+2 for the narrow CIFAR nets
+    repeats: int = 15  # most rounds of a comparison
+    seed: int = 0  # of weights and images
 
     def __post_init__(self):
         if self.device not in ("cpu", "cuda"):

@@ -54,28 +54,16 @@ def paper_losses(convs):
 
 
 def values_and_gradients(convs, losses):
-    """The penalty of each convolution, then the gradient in each weight: list[Tensor].
-
-    Args:
-        convs (list[nn.Conv2d]): L of them.
-        losses (callable): `convs` -> (L,).
-    """
+    """The penalty of each convolution by `losses`, convs -> (L,), then the gradient in each weight: list."""
     values = losses(convs)
     return [*values.detach(), *torch.autograd.grad(values.sum(), [conv.weight for conv in convs])]
 
 
 def largest_difference(convs):
-    """How far both forms are apart where their formulas are the same: everywhere in mode "paper", at stride 1
-    in mode "exact".
+    """Largest difference of value or gradient of a layer from the paper's form, relative to the latter.
 
-    Args:
-        convs (list[nn.Conv2d]): without groups, of square kernels with (k - 1) divisible by the stride.
-
-    Returns:
-        float: the largest difference of value or gradient of a layer, relative to that of the paper's form.
-
-    Raises:
-        RuntimeError: it is above TOLERANCE.
+    Only where the formulas are the same: everywhere in mode "paper", at stride 1 in mode "exact". A
+    RuntimeError says that it is above TOLERANCE.
     """
     differences = []
     for mode, alike in (("paper", convs), ("exact", [conv for conv in convs if conv.stride == (1, 1)])):
@@ -100,11 +88,7 @@ def tf32(enabled):
 
 
 def measure_penalty(options, seconds):
-    """The part "penalty": list[Table].
-
-    Raises:
-        RuntimeError: the two forms give other values or gradients.
-    """
+    """The part "penalty": list[Table]. Two forms that give other values or gradients are a RuntimeError."""
     net, images = isonet(options), options.images()
     convs = penalised_convs(net)
     kinds = defaultdict(list)

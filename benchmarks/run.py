@@ -30,13 +30,7 @@ PARTS = {
 ALL = tuple(part for part in PARTS if part != "scaling")
 
 
-def shares(parts, seconds):
-    """Divide the time among parts: dict[str, float] in seconds."""
-    total = sum(PARTS[part][1] for part in parts)
-    return {part: seconds * PARTS[part][1] / total for part in parts}
-
-
-def run_benchmark(parts, options, seconds, output, show=print):
+def run_benchmark(parts, options, seconds, output):
     """Measure parts one after the other; each is shown and written as soon as it is done.
 
     Args:
@@ -44,20 +38,19 @@ def run_benchmark(parts, options, seconds, output, show=print):
         options (Options): what all parts share.
         seconds (float): time for all of it; building the networks and the least number of rounds come on top.
         output (str or Path): results file, see `write_part`.
-        show (callable): takes the text of each table.
 
     Raises:
         ValueError: the results file holds something else.
         RuntimeError: two forms that should agree do not.
     """
     context = describe_run(options)
-    for part, share in shares(parts, seconds).items():
+    total = sum(PARTS[part][1] for part in parts)
+    for part in parts:
+        measure, weight = PARTS[part]
         start = time.perf_counter()
-        tables = PARTS[part][0](options, share)
+        tables = measure(options, seconds * weight / total)
         took = time.perf_counter() - start
-        show(f"\n== {part}, {took:.0f} s\n")
-        for table in tables:
-            show(as_text(table))
+        print(f"\n== {part}, {took:.0f} s\n", *map(as_text, tables), sep="\n")
         write_part(output, part, tables, context, options, took)
         gc.collect()
         if options.device == "cuda":

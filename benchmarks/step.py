@@ -33,23 +33,18 @@ def measure_step(options, seconds):
 
 
 def targets(options):
-    """dict[str, float]: norm of the ResNet -> how much of its time a step of R-ISONet may take.
-
-    On a GPU they are for bfloat16 and channels_last.
-    """
-    if not options.has_targets:
-        return {}
+    """dict[str, float]: the ResNet -> how much of its time a step of R-ISONet-50 may take."""
     if options.device == "cpu":
-        return {"BN": 1.0}
+        return {"ResNet-50 BN": 1.0}
     as_meant = options.dtype == "bfloat16" and options.channels_last
-    return {"BN": 0.85, "FrozenBN": 1.0} if as_meant else {}
+    return {"ResNet-50 BN": 0.85, "ResNet-50 FrozenBN": 1.0} if as_meant else {}
 
 
 def _forward_and_backward(options, seconds):
     images = options.images()
     cases = {name: training_step(net, options, images) for name, net in networks(options).items()}
-    limits = {f"ResNet-{options.depth} {norm}": limit for norm, limit in targets(options).items()}
-    rows = compare(cases, options.repeats, seconds).rows(next(iter(cases)), "network", limits, options.batch)
+    measured = compare(cases, options.repeats, seconds)
+    rows = measured.rows(next(iter(cases)), limits=targets(options), images=options.batch)
     return Table(f"Training step (forward, backward), {options.describe(images.shape)}", rows)
 
 

@@ -34,10 +34,10 @@ def test_text_is_aligned_and_says_spread_and_target():
     assert [line.rstrip() for line in as_text(TABLE).splitlines()] == [
         "Title",
         "",
-        "network    ms                     n    ratio                target",
-        "---------  ---------------------  ---  -------------------  -----------------",
-        "other      1234 (12.3 to 0.123)   7",
-        "ours       2.00                   7    3.20 (3.00 to 3.50)  at least 3x: met",
+        "network    ms                    n    ratio                target",
+        "---------  --------------------  ---  -------------------  ----------------",
+        "other      1234 (12.3 to 0.123)  7",
+        "ours       2.00                  7    3.20 (3.00 to 3.50)  at least 3x: met",
     ]
 
 

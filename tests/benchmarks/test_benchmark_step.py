@@ -11,6 +11,7 @@ def test_step_part_compares_with_all_norms():
     assert [row["network"] for row in plain.rows] == ["R-ISONet-8", "ResNet-8 BN", "ResNet-8 FrozenBN"]
     assert plain.rows[0].keys() == {"network", "ms", "n", "images / s"}
     assert plain.rows[1]["ours over it"]["median"] > 0
+    assert not any("target" in row for row in plain.rows)  # they are for depth 50
     assert "penalty, SGD" in optimized.rows[0]["network"]
 
 
@@ -34,6 +35,9 @@ def test_step_of_a_detector_with_and_without_penalty(tiny_detector, monkeypatch)
     )
 
 
-def test_targets_are_for_the_settings_that_they_speak_of():
-    assert targets(Options(depth=18)) == {}
-    assert targets(Options()) == {"BN": 1.0}
+def test_targets_are_for_the_settings_that_they_speak_of(monkeypatch):
+    assert targets(Options()) == {"ResNet-50 BN": 1.0}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # for the options alone
+    assert targets(Options(device="cuda")) == {}
+    as_meant = Options(device="cuda", dtype="bfloat16", channels_last=True)
+    assert targets(as_meant) == {"ResNet-50 BN": 0.85, "ResNet-50 FrozenBN": 1.0}
