@@ -2,6 +2,7 @@
 
 import torch
 
+from iso_d2.engine.choices import PAPER_COEFF
 from iso_d2.isometry import orthogonality_losses
 
 from .networks import (
@@ -58,7 +59,7 @@ def _with_optimizer(options, seconds):
 
     ours = f"R-ISONet-{options.depth}, penalty, SGD"
     cases = {
-        ours: step(iso, lambda: 1e-4 * orthogonality_losses(convs).sum()),
+        ours: step(iso, lambda: PAPER_COEFF * orthogonality_losses(convs).sum()),
         f"R-ISONet-{options.depth}, SGD": step(iso),
         f"ResNet-{options.depth} BN, SGD": step(norm),
     }

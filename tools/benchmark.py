@@ -78,17 +78,8 @@ def main(argv=None):
             return
         if args.threads:
             torch.set_num_threads(args.threads)
-        options = Options(
-            device=args.device,
-            dtype=args.dtype,
-            channels_last=args.channels_last,
-            batch=args.batch,
-            size=tuple(args.size),
-            detector_batch=args.detector_batch,
-            detector_size=args.detector_size and tuple(args.detector_size),
-            depth=args.depth,
-            repeats=args.repeats,
-        )
+        given = {name: value for name, value in vars(args).items() if name in Options.__annotations__}
+        options = Options(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
         read_results(args.output)
         for name, value in describe_run(options).items():
             print(f"{name}: {value}")

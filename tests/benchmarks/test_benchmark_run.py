@@ -9,6 +9,7 @@ TINY = Options(depth=8, batch=2, size=(16, 16), repeats=1)
 
 
 def test_time_is_divided_among_the_parts_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("gc.collect", lambda: None)  # it is slow after other tests
     given = {}
     for part, (_, weight) in PARTS.items():
         monkeypatch.setitem(
