@@ -1,4 +1,4 @@
-"""A file imports only downwards: tools, benchmark | reproduction, engine, data | modeling | evaluation |
+"""A file imports only downwards: tools, benchmarks | reproduction, engine, data | modeling | evaluation |
 analysis, isometry | config | files | provenance."""
 
 import sys
@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "analysis": GROUND,
     "engine": FIRST,
-    "benchmark": FIRST | {"engine"},
     "reproduction": FIRST | {"engine"},
     "": FIRST | {"engine"},
 }
@@ -34,7 +33,7 @@ def forbidden(part, name):
         return not rest or rest[0] not in MAY_IMPORT[part] | {part}
     if part == "isometry":
         return top not in {"torch", *sys.stdlib_module_names}
-    return top in ("tools", "tests") or name.startswith(MODEL_ZOO)
+    return top in ("tools", "tests", "benchmarks") or name.startswith(MODEL_ZOO)
 
 
 def violations(root):
@@ -57,7 +56,7 @@ def test_imports_go_downwards():
 
 
 def test_nothing_imports_the_model_zoo():
-    files = [path for folder in ("tools", "tests") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("tools", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert [
         path for path in files if any(n.startswith("detectron2.model_zoo") for n in imported_names(path))
     ] == []
@@ -94,6 +93,7 @@ def test_every_kind_of_violation_is_found(tmp_path):
         "isometry/d2.py": "from detectron2.layers import Conv2d",
         "modeling/sub/deep.py": "from ...data.shapes import x",
         "modeling/top.py": "import tools.train_net",
+        "modeling/workshop.py": "from benchmarks import timing",
         "other.py": "",
     }
     assert violations(house(tmp_path, files)) == [
@@ -107,5 +107,6 @@ def test_every_kind_of_violation_is_found(tmp_path):
         "iso_d2/isometry/d2.py imports detectron2.layers.Conv2d",
         "iso_d2/modeling/sub/deep.py imports iso_d2.data.shapes.x",
         "iso_d2/modeling/top.py imports tools.train_net",
+        "iso_d2/modeling/workshop.py imports benchmarks.timing",
         "iso_d2/other.py is on no floor",
     ]

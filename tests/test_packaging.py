@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from reading_imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
+# Packages beside iso_d2 that no wheel holds
+WORKSHOPS = ("benchmarks",)
 # Names that differ between `import` and `pip install`
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 
@@ -35,10 +38,19 @@ def test_setup_imports_nothing_that_may_be_missing():
 
 
 def test_setup_lists_what_iso_d2_imports():
-    files = [*(ROOT / "iso_d2").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    folders = ("iso_d2", *WORKSHOPS, "tools")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     tops = {name.split(".")[0] for path in files for name in imported_names(path, "iso_d2.anywhere")}
-    imported = tops - {"iso_d2", "detectron2"} - set(sys.stdlib_module_names)
+    imported = tops - {"iso_d2", "detectron2", *WORKSHOPS} - set(sys.stdlib_module_names)
     assert {DISTRIBUTIONS.get(name, name) for name in imported} <= install_requires()
+
+
+def test_workshops_are_in_no_wheel(monkeypatch):
+    found = {}
+    monkeypatch.setattr("setuptools.setup", found.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert {package.split(".")[0] for package in found["packages"]} == {"iso_d2"}
 
 
 def test_every_requirement_is_pinned():

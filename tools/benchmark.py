@@ -13,7 +13,11 @@ from pathlib import Path
 
 import torch
 
-from iso_d2.benchmark import ALL, Options, as_markdown, describe_run, read_results, run_benchmark
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.options import DTYPES, Options
+from benchmarks.report import as_markdown, describe_run, read_results
+from benchmarks.run import ALL, run_benchmark
 
 
 def parse_args(argv):
@@ -29,7 +33,7 @@ def parse_args(argv):
     parser.add_argument(
         "--time-budget", type=float, default=11.0, metavar="MIN", help="for all the parts named (11)"
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--batch", type=int, metavar="N", help="images of a classifier (4; on a GPU 64)")
     parser.add_argument("--size", type=int, nargs=2, default=[224, 224], metavar=("H", "W"))
@@ -74,19 +78,10 @@ def main(argv=None):
             return
         if args.threads:
             torch.set_num_threads(args.threads)
-        options = Options(
-            device=args.device,
-            dtype=args.dtype,
-            channels_last=args.channels_last,
-            batch=args.batch,
-            size=tuple(args.size),
-            detector_batch=args.detector_batch,
-            detector_size=args.detector_size and tuple(args.detector_size),
-            depth=args.depth,
-            repeats=args.repeats,
-        )
+        given = {name: value for name, value in vars(args).items() if name in Options.__annotations__}
+        options = Options(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
         read_results(args.output)
-        for name, value in describe_run().items():
+        for name, value in describe_run(options).items():
             print(f"{name}: {value}")
         run_benchmark(chosen_parts(args), options, 60 * args.time_budget, args.output)
     except (OSError, RuntimeError, ValueError) as error:

@@ -4,16 +4,17 @@ import pytest
 import torch
 from detectron2.engine import launch
 
-from iso_d2.benchmark import Options, scaling
-from iso_d2.benchmark.networks import isonet, penalised_convs
-from iso_d2.benchmark.penalty import tf32
+from benchmarks import scaling
+from benchmarks.networks import isonet, penalised_convs
+from benchmarks.options import Options
+from benchmarks.penalty import tf32
 
 TINY = Options(depth=8, batch=4, size=(16, 16), repeats=1)
 
 
 def test_exponent_of_given_powers():
-    assert scaling.fitted_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
-    assert scaling.fitted_exponent([10, 1000], [5, 0.5]) == pytest.approx(-0.5)
+    assert scaling.fitted_exponent({1: 3, 2: 12, 4: 48}) == pytest.approx(2)
+    assert scaling.fitted_exponent({10: 5, 1000: 0.5}) == pytest.approx(-0.5)
 
 
 def test_sweeps_have_three_or_four_points_each():
@@ -26,17 +27,24 @@ def test_sweeps_have_three_or_four_points_each():
     assert list(scaling.sweeps(Options())["depth"]) == [18, 34, 50, 101]
 
 
-def test_tables_and_figure_of_a_sweep(tmp_path, monkeypatch):
+@pytest.fixture
+def batches_alone(monkeypatch, tmp_path):
+    """The images a step are all that is swept; the folder of the figure."""
     chosen = {"images a step": scaling.sweeps(TINY)["images a step"]}
+    monkeypatch.setattr(scaling, "sweeps", lambda options: chosen)
+    monkeypatch.setattr(scaling, "FIGURES", tmp_path / "figures")
+    return tmp_path / "figures"
+
+
+def test_tables_and_figure_of_a_sweep(batches_alone, monkeypatch):
     monkeypatch.setattr(scaling, "_with_processes", lambda options, number: {
-        "processes": number, "ms": {"median": 8.0 / number, "q1": 1.0, "q3": 9.0}, "n": 5
+        "processes": number, "own, ms": {"median": 8.0 / number, "q1": 1.0, "q3": 9.0}, "n": 5
     })  # fmt: skip
-    file = tmp_path / "figures" / "scaling.png"
-    batches, processes = scaling.measure_scaling(TINY, 0, file, chosen)
+    batches, processes = scaling.measure_scaling(TINY, 0)
     assert [row["images a step"] for row in batches.rows] == [1, 2, 4, 8]
     assert "exponents: R-ISONet step: " in batches.title
-    assert "own work of a process: -1.00" in processes.title
-    assert file.read_bytes().startswith(b"\x89PNG")
+    assert "own: -1.00" in processes.title
+    assert (batches_alone / "scaling_cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_depth_is_swept_with_both_penalties():
@@ -58,7 +66,7 @@ def penalised_names():
 
 
 def test_two_processes_divide_the_layers(tmp_path):
-    launch(scaling.measure_share_and_leave, 2, dist_url="auto", args=(TINY, tmp_path / "seconds.json"))
+    launch(scaling.measure_share, 2, dist_url="auto", args=(TINY, tmp_path / "seconds.json"))
     measured = json.loads((tmp_path / "seconds.json").read_text())
     first, second = measured["layers"]
     assert first and second and not set(first) & set(second)
@@ -72,24 +80,24 @@ def test_row_of_processes_says_how_many_layers_each_has(monkeypatch):
 
     monkeypatch.setattr(scaling, "launch", two)
     row = scaling._with_processes(TINY, 2)
-    assert row == {"processes": 2, "layers": "2 + 1", "ms": {"median": 3, "q1": 2.5, "q3": 3.5}, "n": 2}
+    quartiles = {"median": 3, "q1": 2.5, "q3": 3.5}
+    assert row == {"processes": 2, "layers": "2 + 1", scaling.OWN_WORK: quartiles, "n": 2}
 
 
 @pytest.mark.parametrize(
     ("device", "gpus", "possible"),
     [("cpu", 0, True), ("cpu", 1, False), ("cpu", 2, False), ("cuda", 1, False), ("cuda", 2, True)],
 )
-def test_two_processes_are_launched_where_each_has_its_device(monkeypatch, tmp_path, device, gpus, possible):
+def test_two_processes_are_launched_where_each_has_its_device(monkeypatch, device, gpus, possible):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert scaling.can_launch_two(device) == possible
 
 
-def test_processes_are_not_swept_where_they_cannot_be_launched(monkeypatch, tmp_path):
-    chosen = {"images a step": scaling.sweeps(TINY)["images a step"]}
+def test_processes_are_not_swept_where_they_cannot_be_launched(batches_alone, monkeypatch):
     monkeypatch.setattr(scaling, "can_launch_two", lambda device: False)
     monkeypatch.setattr(scaling, "_with_processes", lambda *_: pytest.fail("launched"))
-    (batches,) = scaling.measure_scaling(TINY, 0, tmp_path / "scaling.png", chosen)
+    (batches,) = scaling.measure_scaling(TINY, 0)
     assert batches.title.startswith("Growth with images a step")
 
 
@@ -97,8 +105,7 @@ def test_penalties_are_measured_without_tf32_and_the_steps_as_they_are(monkeypat
     def seen():
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
-    for form in ("by_paper", "by_iso_d2"):
-        monkeypatch.setattr(scaling, form, lambda convs: seen)
+    monkeypatch.setattr(scaling, "values_and_gradients", lambda *_: seen())
     monkeypatch.setattr(scaling, "training_step", lambda *_: seen)
     swept = scaling.sweeps(TINY)
     by_depth, width = swept["depth"][8](), swept["width of a 3x3 convolution"][64]()

@@ -1,10 +1,9 @@
 """Bytes that a training step keeps for its backward pass, counted exactly, on any device."""
 
-import gc
-
 import torch
+from torch import nn
 
-from .networks import feature_loss, isonet, networks, plain_form_, training_step
+from .networks import isonet, networks, plain_form_, training_loss, training_step
 from .report import Table, judge
 
 MIB = 2**20
@@ -12,7 +11,7 @@ MIB = 2**20
 TARGET = 0.6
 
 
-def saved_bytes(model, inputs, checkpointed=(), loss=None):
+def saved_bytes(model, inputs, checkpointed=(), forward=nn.Module.__call__):
     """Bytes of the storages that autograd keeps between forward and backward.
 
     Each storage counts once, whole, however many operations save it or a view of it. Parameters, buffers and
@@ -23,7 +22,7 @@ def saved_bytes(model, inputs, checkpointed=(), loss=None):
         inputs (Tensor): what it is called with.
         checkpointed (sequence of str): dotted names of modules under activation checkpointing: what they are
             called with is kept for their second forward pass.
-        loss (callable or None): model, inputs -> what backward would start from; None: the model's output.
+        forward (callable): model, inputs -> what backward would start from; by default the model's output.
 
     Returns:
         int
@@ -43,7 +42,7 @@ def saved_bytes(model, inputs, checkpointed=(), loss=None):
     handles = [model.get_submodule(name).register_forward_pre_hook(keep_inputs) for name in checkpointed]
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            (loss or _call)(model, inputs)
+            forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -54,19 +53,8 @@ def _address(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-def _call(model, inputs):
-    return model(inputs)
-
-
 def peak_bytes(step):
-    """Peak of the CUDA memory that a step allocates beside what is there before it.
-
-    Args:
-        step (callable): without arguments; called twice, once to settle.
-
-    Returns:
-        int
-    """
+    """Peak of the CUDA memory that a step allocates beside what is there before it; called once to settle."""
     step()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -78,35 +66,25 @@ def peak_bytes(step):
 
 def measure_memory(options, seconds):
     """The part "memory": list[Table]. It is counted, not timed, so `seconds` is not used up."""
-    images = options.images()
-    baseline = f"ResNet-{options.depth} BN"
-    rows = []
-
-    def add(name, net, checkpointed=()):
-        bytes_kept = saved_bytes(
-            net, images, checkpointed, lambda model, inputs: feature_loss(model, inputs, options)
-        )
-        row = {"network": name, "saved, MiB": bytes_kept / MIB}
-        if options.device == "cuda":
-            row["peak of a step, MiB"] = peak_bytes(training_step(net, images, options)) / MIB
-        rows.append(row)
-
-    nets = networks(options)
+    images, nets = options.images(), networks(options)
     ours = next(iter(nets))
-    while nets:
-        name = next(iter(nets))
-        add(name, nets.pop(name))
-    add(f"{ours}, plain: relu(x - b) + b, x + s * f", plain_form_(isonet(options)))
-    stages = isonet(options).stage_names
+    nets[f"{ours}, plain: relu(x - b) + b, x + s * f"] = plain_form_(isonet(options))
+    stages, checkpointed = tuple(nets[ours].stage_names), {}
     for names in (stages[:1], stages[:2], stages):
-        add(
-            f"{ours}, checkpointed {', '.join(names)}", isonet(options, checkpoint_stages=tuple(names)), names
+        name = f"{ours}, checkpointed {', '.join(names)}"
+        nets[name], checkpointed[name] = isonet(options, checkpoint_stages=names), names
+    rows = []
+    for name, net in nets.items():
+        kept = saved_bytes(
+            net, images, checkpointed.get(name, ()), lambda *call: training_loss(*call, options)
         )
-    gc.collect()
-    (reference,) = (row["saved, MiB"] for row in rows if row["network"] == baseline)
+        row = {"network": name, "saved, MiB": kept / MIB}
+        if options.device == "cuda":
+            row["peak of a step, MiB"] = peak_bytes(training_step(net, options, images)) / MIB
+        rows.append(row)
+    (reference,) = (row["saved, MiB"] for row in rows if row["network"] == f"ResNet-{options.depth} BN")
     for row in rows:
         row["over BN"] = row["saved, MiB"] / reference
         if row["network"] == ours and options.has_targets:
             row["target"] = judge(row["over BN"], at_most=TARGET)
-    size = "x".join(map(str, images.shape))
-    return [Table(f"Saved for backward in a training step, {size} {options.dtype}, counted", rows)]
+    return [Table(f"Saved for backward in a training step, {options.describe(images.shape)}, counted", rows)]

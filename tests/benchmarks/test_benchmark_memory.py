@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from iso_d2.benchmark import Options, saved_bytes
-from iso_d2.benchmark.networks import PlainBlock, PlainSReLU, isonet, plain_form_
+from benchmarks.memory import MIB, TARGET, measure_memory, saved_bytes
+from benchmarks.networks import isonet, plain_form_, resnet
+from benchmarks.options import Options
 from iso_d2.isometry import SReLU
-from iso_d2.modeling import IsoBlock
 
 FLOAT = 4
+TINY = Options(depth=8, batch=2, size=(16, 16), repeats=1)
 
 
 def test_convolution_keeps_nothing_but_its_input_and_weight_which_do_not_count():
@@ -60,33 +61,33 @@ def test_srelu_keeps_one_tensor_and_the_plain_form_one_of_its_own_too():
     x = torch.randn(2, 3, 8, 8)
     pixels = 2 * 5 * 8 * 8
     ours = nn.Sequential(nn.Conv2d(3, 5, 1), SReLU(5, inplace=True), nn.Conv2d(5, 4, 1))
-    plain = nn.Sequential(nn.Conv2d(3, 5, 1), PlainSReLU(ours[1]), nn.Conv2d(5, 4, 1))
     assert saved_bytes(ours, x) == pixels * FLOAT
-    assert saved_bytes(plain, x) == 2 * pixels * FLOAT
+    assert saved_bytes(plain_form_(ours), x) == 2 * pixels * FLOAT
 
 
 def test_checkpointed_stages_of_an_isonet_keep_their_inputs_alone():
-    options = Options(depth=8, batch=2, size=(16, 16))
-    net = isonet(options, checkpoint_stages=("res2", "res3", "res4"))
+    net = isonet(TINY, checkpoint_stages=("res2", "res3", "res4"))
     # the stem's output, which its SReLU keeps anyway, and those of res2 and res3
     pixels = 2 * (16 * 16 * 16 + 16 * 16 * 16 + 32 * 8 * 8)
-    assert saved_bytes(net, options.images(), net.stage_names) == pixels * FLOAT
+    assert saved_bytes(net, TINY.images(), net.stage_names) == pixels * FLOAT
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_plain_form_gives_the_same_values_and_gradients(residual):
-    torch.manual_seed(0)
-    net = nn.Sequential(IsoBlock(4, 8, 2, residual), IsoBlock(8, 8, 1, residual))
-    if residual:
-        for block in net:
-            nn.init.constant_(block.scale.scale, 0.3)
-    x = torch.randn(2, 4, 8, 8)
-    out = net(x)
-    expected = torch.autograd.grad(out.square().sum(), list(net.parameters()))
-    parameters = list(net.parameters())
-    plain = plain_form_(net)
-    assert all(isinstance(block, PlainBlock) for block in plain)
-    assert not any(isinstance(module, SReLU) for module in plain.modules())
-    again = plain(x)
-    torch.testing.assert_close(again, out)
-    torch.testing.assert_close(torch.autograd.grad(again.square().sum(), parameters), expected)
+def test_memory_part_is_the_same_twice_and_counts_checkpointing():
+    (table,), (again,) = measure_memory(TINY, 0), measure_memory(TINY, 0)
+    assert table == again
+    rows = {row["network"]: row["saved, MiB"] for row in table.rows}
+    assert rows["R-ISONet-8"] < rows["R-ISONet-8, plain: relu(x - b) + b, x + s * f"]
+    assert (
+        rows["R-ISONet-8"]
+        > rows["R-ISONet-8, checkpointed res2"]
+        > rows["R-ISONet-8, checkpointed res2, res3, res4"]
+    )
+    assert [row["network"] for row in table.rows if row["over BN"] == 1] == ["ResNet-8 BN"]
+
+
+def test_isonet_keeps_at_most_six_tenths_of_batch_norms_bytes():
+    options = Options()
+    images = options.images()
+    ours, norm = (saved_bytes(net, images) for net in (isonet(options), resnet(options, "BN")))
+    assert ours / norm <= TARGET
+    assert norm == pytest.approx(327.9 * MIB, rel=0.01)

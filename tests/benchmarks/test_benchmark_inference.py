@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from iso_d2.benchmark import Options
-from iso_d2.benchmark.inference import fold_norms_, folded, measure_inference
-from iso_d2.benchmark.networks import resnet
+from benchmarks.inference import fold_norms_, folded, measure_inference
+from benchmarks.networks import resnet
+from benchmarks.options import Options
 
 TINY = Options(depth=8, batch=2, size=(16, 16), repeats=1)
 
@@ -28,7 +28,7 @@ def test_a_fold_that_changes_features_is_an_error(monkeypatch):
 
     for fold in ("fold_scales_", "fold_norms_"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"iso_d2.benchmark.inference.{fold}", wrong)
+            patch.setattr(f"benchmarks.inference.{fold}", wrong)
             with pytest.raises(RuntimeError, match=r"moves the features by .*, more than 1e-05"):
                 measure_inference(TINY, 0)
 

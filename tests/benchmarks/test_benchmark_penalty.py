@@ -2,12 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from iso_d2.benchmark import Options, paper_loss
-from iso_d2.benchmark.networks import add_penalty, isonet, penalised_convs
-from iso_d2.benchmark.penalty import by_iso_d2, by_paper, largest_difference, width_convs
-from iso_d2.benchmark.scaling import PenaltyAlone
-from iso_d2.engine.setup import load_config
-from iso_d2.isometry import orthogonality_loss
+from benchmarks.options import Options
+from benchmarks.penalty import (
+    largest_difference,
+    measure_penalty,
+    paper_loss,
+    paper_losses,
+    values_and_gradients,
+)
+from iso_d2.isometry import orthogonality_loss, orthogonality_losses
 
 SHAPES = [
     ((3, 5, 3, 3), 1),
@@ -40,13 +43,12 @@ def test_paper_form_of_a_case_worked_by_hand():
     assert paper_loss(torch.tensor([3.0, 4.0]).view(2, 1, 1, 1)).item() == 288
 
 
-def test_both_functions_give_sums_and_gradients_of_all_layers():
+def test_both_forms_give_the_values_and_then_the_gradients_of_all_layers():
     convs = [nn.Conv2d(2, 3, 3, bias=False), nn.Conv2d(3, 3, 1, bias=False)]
-    total, gradients = by_paper(convs)()
-    assert total.item() == pytest.approx(sum(paper_loss(c.weight).item() for c in convs), rel=1e-5)
-    others = by_iso_d2(convs)()
-    assert others[0].item() == pytest.approx(total.item(), rel=1e-5)
-    for a, b in zip(gradients, others[1], strict=True):
+    paper = values_and_gradients(convs, paper_losses)
+    assert [value.item() for value in paper[:2]] == [paper_loss(conv.weight).item() for conv in convs]
+    assert [tuple(gradient.shape) for gradient in paper[2:]] == [(3, 2, 3, 3), (3, 3, 1, 1)]
+    for a, b in zip(paper, values_and_gradients(convs, orthogonality_losses), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -54,34 +56,27 @@ def test_forms_that_differ_are_an_error(monkeypatch):
     convs = [nn.Conv2d(4, 4, 3, bias=False), nn.Conv2d(4, 8, 3, stride=2, bias=False)]
     assert largest_difference(convs) < 1e-5
     monkeypatch.setattr(
-        "iso_d2.benchmark.penalty.orthogonality_losses",
+        "benchmarks.penalty.orthogonality_losses",
         lambda convs, mode: torch.stack([1.001 * paper_loss(c.weight, c.stride[0]) for c in convs]),
     )
     with pytest.raises(RuntimeError, match=r"differ by 1\.0e-03"):
         largest_difference(convs)
 
 
-def test_layers_are_those_that_the_hook_of_the_trainer_takes():
-    options = Options(depth=8)
-    net = isonet(options)
-    model, cfg = PenaltyAlone(net), load_config()
-    hook = add_penalty(model, cfg)
-    loss = model()["loss_ortho"].item()
-    expected = sum(paper_loss(c.weight, c.stride[0]).item() for c in penalised_convs(net))
-    assert loss == pytest.approx(1e-4 * expected, rel=1e-4)
-    assert loss > 1e-6  # kernels are no deltas any more
-    hook.after_train()
-    assert model() == {}
-
-
-def test_seven_by_seven_kernels_and_images_are_left_out():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 7), nn.Conv2d(8, 4, 3), nn.Linear(4, 4))
-    assert penalised_convs(net) == [net[2]]
-
-
-def test_convolutions_of_the_width_sweep():
-    convs = width_convs(Options(), (2, 4))
-    assert {width: tuple(conv.weight.shape) for width, (conv,) in convs.items()} == {
-        2: (2, 2, 3, 3),
-        4: (4, 4, 3, 3),
-    }
+def test_penalty_part_has_forms_options_and_shapes():
+    whole, shapes = measure_penalty(Options(depth=8, batch=2, size=(16, 16), repeats=1), 0)
+    by_name = {row["penalty"]: row for row in whole.rows}
+    names = list(by_name)
+    assert names[0].startswith("paper's form")
+    assert [any(word in name for name in names) for word in ("exact", "fraction 0.25", "every 5 steps")] == [
+        True
+    ] * 3
+    assert all(row["n"] == 1 and row["share of the step"] > 0 for row in whole.rows)
+    # every 5 steps costs a fifth of the mode that it is computed from
+    ours, fifth = (
+        by_name[f"iso_d2, mode paper{suffix}"]["ms"]["median"]
+        for suffix in ("", ", every 5 steps (computed)")
+    )
+    assert fifth == pytest.approx(ours / 5)
+    assert sum(row["layers"] for row in shapes.rows) == 8  # R-ISONet-8: 6 in blocks, 2 projections
+    assert not any("target" in row for row in whole.rows)  # targets are for depth 50

@@ -1,18 +1,19 @@
 """Inference of R-ISONet and of ResNets, each as it is and folded."""
 
 import copy
+from functools import partial
 
 import torch
 from detectron2.layers import Conv2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..modeling import fold_scales_
+from iso_d2.modeling import fold_scales_
+
 from .networks import isonet, norms, resnet
 from .options import DTYPES
 from .penalty import tf32
 from .report import Table
-from .step import ratio_rows
 from .timing import compare
 
 # Largest difference of the folded net's features, relative to the largest feature, in float32
@@ -22,11 +23,7 @@ TOLERANCE = 1e-5
 def fold_norms_(net):
     """Multiply the batch norms of Detectron2's convolutions into their weights and biases, in place.
 
-    Args:
-        net (nn.Module): in evaluation; one of another norm is left as it is.
-
-    Returns:
-        nn.Module: `net`.
+    The network is in evaluation; other norms stay as they are. Returns the network.
     """
     for conv in net.modules():
         if isinstance(conv, Conv2d) and isinstance(conv.norm, nn.BatchNorm2d):
@@ -39,18 +36,9 @@ def fold_norms_(net):
 
 
 def folded(net, fold, images):
-    """A folded copy of a net, and how far folding moves the features, relative to the largest one.
+    """A copy of a backbone in evaluation, folded, and how far that moves its features for float32 images.
 
-    Args:
-        net (nn.Module): a backbone in evaluation; it is left as it is.
-        fold (callable): `fold_scales_` or `fold_norms_`.
-        images (Tensor): (N, 3, H, W), float32.
-
-    Returns:
-        tuple[nn.Module, float]
-
-    Raises:
-        RuntimeError: that is more than TOLERANCE.
+    The second is relative to the largest feature. A RuntimeError says that it is more than TOLERANCE.
     """
     copied = fold(copy.deepcopy(net))
     # TF32 would round other weights to other values
@@ -62,45 +50,29 @@ def folded(net, fold, images):
     return copied, difference
 
 
+@torch.no_grad()
 def measure_inference(options, seconds):
-    """The part "inference": list[Table].
-
-    Raises:
-        RuntimeError: a folded net gives other features.
-    """
+    """The part "inference": list[Table]. A folded net that gives other features is a RuntimeError."""
     images = options.images()
     iso = isonet(options).eval()
     resnets = {norm: resnet(options, norm) for norm in norms(options)}
-    with torch.no_grad():
-        resnets["BN"](images)  # in training: moves the statistics off 0 and 1, which would fold to little
+    resnets["BN"](images)  # in training: moves the statistics off 0 and 1, which would fold to little
     resnets = {norm: net.eval() for norm, net in resnets.items()}
     iso_folded, difference = folded(iso, fold_scales_, images)
     bn_folded, bn_difference = folded(resnets["BN"], fold_norms_, images)
     ours = f"R-ISONet-{options.depth} folded"
-    nets = {ours: iso_folded, f"R-ISONet-{options.depth}": iso}
-    nets[f"ResNet-{options.depth} BN folded"] = bn_folded
+    nets = {
+        ours: iso_folded,
+        f"R-ISONet-{options.depth}": iso,
+        f"ResNet-{options.depth} BN folded": bn_folded,
+    }
     nets |= {f"ResNet-{options.depth} {norm}": net for norm, net in resnets.items()}
     dtype = DTYPES[options.dtype]
     images = images.to(dtype)
-
-    def inference(net):
-        net.to(dtype)
-
-        def run():
-            with torch.no_grad():
-                net(images)
-
-        return run
-
-    cases = {name: inference(net) for name, net in nets.items()}
-    measured = compare(cases, options.repeats, seconds, options.device)
-    rows = ratio_rows(measured, ours, {"ResNet-50 FrozenBN": 1.0})
-    for row in rows:
-        row["images / s"] = 1000 * options.batch / row["ms"]["median"]
-    size = "x".join(map(str, images.shape))
-    layout = ", channels last" if options.channels_last else ""
+    cases = {name: partial(net.to(dtype), images) for name, net in nets.items()}
+    measured = compare(cases, options.repeats, seconds)
     title = (
-        f"Inference, {size} {options.dtype}{layout}; folding moves the features by {difference:.0e}, "
+        f"Inference, {options.describe(images.shape)}; folding moves the features by {difference:.0e}, "
         f"that of batch norms by {bn_difference:.0e}"
     )
-    return [Table(title, rows)]
+    return [Table(title, measured.rows(ours, limits={"ResNet-50 FrozenBN": 1.0}, images=options.batch))]

@@ -1,0 +1,77 @@
+"""What is to be measured: device, precision, sizes, and the images of that size."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from iso_d2.modeling.isonet import LAYOUTS
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings that all parts share. An unknown device or dtype, or a missing GPU, is a ValueError.
+
+    bfloat16 and float16 are mixed precision in training (autocast, without the loss scaling that the trainer
+    adds for float16), and the type of weights and images in inference.
+    """
+
+    device: str = "cpu"  # or "cuda"
+    dtype: str = "float32"  # or "bfloat16", "float16"
+    channels_last: bool = False  # memory format of images and networks
+    batch: int | None = None  # images a step of classifiers; by default 4, on a GPU 64
+    size: tuple[int, int] = (224, 224)  # their height and width
+    detector_batch: int | None = None  # images a step of detectors; by default 1, on a GPU 16
+    detector_size: tuple[int, int] | None = None  # by default (320, 320), on a GPU (800, 1333)
+    depth: int = 50  # of all networks: 18, 34, 50, 101, 152, or 6n+2 for the narrow CIFAR nets
+    repeats: int = 15  # most rounds of a comparison
+    seed: int = 0  # of weights and images
+
+    def __post_init__(self):
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"benchmark device must be cpu or cuda, got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("benchmark device is cuda, but torch sees no CUDA device: take cpu")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"benchmark dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        defaults = {
+            "cpu": {"batch": 4, "detector_batch": 1, "detector_size": (320, 320)},
+            "cuda": {"batch": 64, "detector_batch": 16, "detector_size": (800, 1333)},
+        }
+        for name, value in defaults[self.device].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def cifar(self):
+        """Whether `depth` is one of the narrow CIFAR nets."""
+        return self.depth not in LAYOUTS
+
+    @property
+    def has_targets(self):
+        """Whether there are targets for these settings: they are for depth 50."""
+        return self.depth == 50
+
+    @property
+    def memory_format(self):
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self):
+        """The context of a training step's forward pass."""
+        if self.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=DTYPES[self.dtype])
+
+    def images(self):
+        """Normalised images (batch, 3, *size), float32, on the device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        images = torch.randn(self.batch, 3, *self.size, generator=generator)
+        return images.to(self.device, memory_format=self.memory_format)
+
+    def describe(self, shape):
+        """str: the shape of an input with the type and layout of these options, for titles."""
+        return f"{'x'.join(map(str, shape))} {self.dtype}{', channels last' if self.channels_last else ''}"

@@ -1,0 +1,57 @@
+"""Run parts of the benchmark, each in its share of the time."""
+
+import gc
+import time
+
+import torch
+
+from .activation import measure_activation
+from .data import measure_data
+from .inference import measure_inference
+from .machine import measure_machine
+from .memory import measure_memory
+from .penalty import measure_penalty
+from .report import as_text, describe_run, write_part
+from .scaling import measure_scaling
+from .step import measure_step
+
+# What measures each part, and its weight when the time is divided; what is counted needs little.
+PARTS = {
+    "machine": (measure_machine, 0.3),
+    "penalty": (measure_penalty, 5),
+    "activation": (measure_activation, 1.5),
+    "step": (measure_step, 5),
+    "memory": (measure_memory, 0.5),
+    "inference": (measure_inference, 1.5),
+    "data": (measure_data, 2.5),
+    "scaling": (measure_scaling, 8),
+}
+# What `all` means: scaling has to be asked for.
+ALL = tuple(part for part in PARTS if part != "scaling")
+
+
+def run_benchmark(parts, options, seconds, output):
+    """Measure parts one after the other; each is shown and written as soon as it is done.
+
+    Args:
+        parts (sequence of str): of PARTS.
+        options (Options): what all parts share.
+        seconds (float): time for all of it; building the networks and the least number of rounds come on top.
+        output (str or Path): results file, see `write_part`.
+
+    Raises:
+        ValueError: the results file holds something else.
+        RuntimeError: two forms that should agree do not.
+    """
+    context = describe_run(options)
+    total = sum(PARTS[part][1] for part in parts)
+    for part in parts:
+        measure, weight = PARTS[part]
+        start = time.perf_counter()
+        tables = measure(options, seconds * weight / total)
+        took = time.perf_counter() - start
+        print(f"\n== {part}, {took:.0f} s\n", *map(as_text, tables), sep="\n")
+        write_part(output, part, tables, context, options, took)
+        gc.collect()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
