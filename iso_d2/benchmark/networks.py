@@ -1,7 +1,5 @@
 """The networks that are compared, and one step of each."""
 
-from types import SimpleNamespace
-
 import torch
 import torchvision
 from detectron2.config import get_cfg
@@ -12,10 +10,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from ..engine import OrthogonalityLossHook
+from ..engine import ModelPenalty
 from ..engine.choices import penalty_coefficient, penalty_mode
 from ..engine.setup import load_config
 from ..isometry import SharedScale, SReLU
+from ..isometry.model import unwrap
 from ..modeling import IsoBlock, ISONet
 from .options import ROOT
 
@@ -241,19 +240,15 @@ def add_penalty(model, cfg):
         cfg (CfgNode): ISO.ORTHO is read.
 
     Returns:
-        OrthogonalityLossHook: its ``after_train`` takes the penalty off again.
+        RemovableHandle: its ``remove`` takes the penalty off again.
     """
     node = cfg.ISO.ORTHO
-    hook = OrthogonalityLossHook(
-        penalty_coefficient(cfg),
-        mode=penalty_mode(cfg),
-        include=node.INCLUDE,
-        exclude=node.EXCLUDE,
-        log_period=0,
+    penalty = ModelPenalty(
+        model, penalty_coefficient(cfg), penalty_mode(cfg), include=node.INCLUDE, exclude=node.EXCLUDE
     )
-    hook.trainer = SimpleNamespace(model=model, iter=0, storage=None)
-    hook.before_train()
-    return hook
+    return unwrap(model).register_forward_hook(
+        lambda model, inputs, losses: {**losses, "loss_ortho": penalty()[0]}
+    )
 
 
 def detection_batch(options, num_classes):

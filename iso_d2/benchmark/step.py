@@ -122,9 +122,8 @@ def measure_detectors(options, seconds, opts=()):
     plain_step = cases[ours]
 
     def step_with_penalty():
-        hook = add_penalty(iso, cfg)
-        plain_step()
-        hook.after_train()
+        with add_penalty(iso, cfg):
+            plain_step()
 
     every = f"{ours}, penalty at every step"
     cases[every] = step_with_penalty

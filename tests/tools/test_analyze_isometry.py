@@ -6,7 +6,6 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from iso_d2.engine.isometry_analysis import load_default_images, load_images, load_model
 from iso_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -111,31 +110,3 @@ def test_jacobian_may_be_left_out(tool, image, tmp_path):
     assert json.loads((output / "isometry.json").read_text())["models"][RISONET.stem]["jacobian"] == []
     with pytest.raises(SystemExit, match="0 or more images, got -1"):
         tool.main(["--jacobian-images", "-1", *small(RISONET, images=image, output=output)])
-
-
-def test_images_of_folders_and_data_sets(image, tmp_path):
-    Image.new("RGB", (200, 100), (1, 2, 3)).save(tmp_path / "a.png")
-    first, second = load_images([tmp_path], 5)
-    assert first.shape == second.shape == (20, 20, 3)
-    assert first[0, 0].tolist() == [1, 2, 3]
-    assert [x.shape for x in load_images([tmp_path / "a.png"], 1)] == [(64, 64, 3)]
-    assert [x.shape for x in load_images(["shapes_cls_test"], 3)] == [(32, 32, 3)] * 3
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image"):
-        load_images([tmp_path / "empty"], 1)
-
-
-def test_default_images_are_the_test_set_or_generated_ones(monkeypatch, tmp_path, log):
-    images, name = load_default_images(load_config(RISONET), 2)
-    assert (len(images), name) == (2, "shapes_cls_test")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    images, name = load_default_images(load_config(RESNET), 2)
-    assert (len(images), name) == (2, "shapes_test")
-    assert "No images of cifar10_test" in log.text
-
-
-def test_delta_initialisation_of_the_config_is_applied():
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "", "ISO.DELTA_INIT.ENABLED", True]
-    model = load_model(load_config(RESNET, opts))
-    weight = model.backbone.res2[0].conv1.weight
-    assert torch.equal(weight[:, :, 1, 1], torch.eye(16))

@@ -1,4 +1,4 @@
-"""Pictures of what the other isometry_* files measure, of several models beside each other."""
+"""Pictures of what the other files here measure, of several models beside each other."""
 
 from itertools import accumulate
 
@@ -15,7 +15,7 @@ def plot_layers(models, path):
 
     Args:
         models (dict[str, dict]): by a model's name, what
-            :func:`~iso_d2.evaluation.isometry_layers.measure_convolutions` gives.
+            :func:`~iso_d2.analysis.measure_convolutions` gives.
         path (str or Path): the file.
     """
     figure = Figure(figsize=(12, 1 + 3.2 * len(models)), layout="constrained")
@@ -41,7 +41,7 @@ def plot_depth(models, path):
 
     Args:
         models (dict[str, dict]): by a model's name, what
-            :func:`~iso_d2.evaluation.isometry_network.measure_depth` gives.
+            :func:`~iso_d2.analysis.measure_depth` gives.
         path (str or Path): the file.
     """
     figure = Figure(figsize=(12, 11), layout="constrained")
@@ -69,7 +69,7 @@ def plot_jacobian(models, path):
 
     Args:
         models (dict[str, list[dict]]): by a model's name, for each image what
-            :func:`~iso_d2.evaluation.isometry_jacobian.measure_jacobian` gives.
+            :func:`~iso_d2.analysis.measure_jacobian` gives.
         path (str or Path): the file.
     """
     starts = sorted({start for images in models.values() for image in images for start in image})

@@ -6,7 +6,13 @@ import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
-from ..isometry import SharedScale, SReLU, conv_singular_values, orthogonality_losses
+from ..isometry import (
+    SharedScale,
+    SReLU,
+    conv_singular_values,
+    find_convolutions,
+    orthogonality_losses,
+)
 
 
 def find_network(model):
@@ -32,11 +38,6 @@ def find_network(model):
     if not find_convolutions(network):
         raise ValueError(f"{type(model).__name__} has no nn.Conv2d or nn.ConvTranspose2d to analyse")
     return name, network
-
-
-def find_convolutions(network):
-    """dict[str, nn.Conv2d or nn.ConvTranspose2d]: by dotted name, in the order of the modules."""
-    return {n: m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
 
 
 def find_blocks(network):
@@ -123,7 +124,8 @@ def measure_convolutions(network, grid=0):
         dict[str, dict]: by dotted name, in the order of the modules: what :func:`measure_convolution` gives,
         ``gram_paper`` and ``gram_exact``, which is 1/2 ||Gram - delta||^2 in the two modes of
         :func:`iso_d2.isometry.orthogonality_loss`, ``shape`` of the weight, ``stride``, ``groups``,
-        ``transposed``.
+        ``transposed``, and ``centred``: whether training keeps the means of its kernels at 0, so that a
+        constant image gives 0 and an isometry error below 1 is out of reach unless it narrows.
     """
     convs = find_convolutions(network)
     grams = {mode: orthogonality_losses(convs.values(), mode).tolist() for mode in ("paper", "exact")}
@@ -133,6 +135,7 @@ def measure_convolutions(network, grid=0):
             "stride": list(conv.stride),
             "groups": conv.groups,
             "transposed": isinstance(conv, nn.ConvTranspose2d),
+            "centred": getattr(conv, "centred", False),
             **measure_convolution(conv, grid),
             "gram_paper": grams["paper"][i],
             "gram_exact": grams["exact"][i],

@@ -2,7 +2,7 @@
 
 import torch
 
-from .isometry_network import record_points
+from .network import trace_points
 
 # Up to this many singular values the Jacobian is formed; above, its density is estimated
 EXACT_UP_TO = 1024
@@ -32,11 +32,11 @@ def measure_jacobian(network, image, seed=0):
         in all, ``method``, "exact" or "lanczos", ``rows``, ``columns`` and what
         :func:`summarize_spectrum` gives.
     """
-    points, images = record_points(network, image.expand(PROBES, -1, -1, -1))
+    points, images = trace_points(network, image.expand(PROBES, -1, -1, -1))
     first = next(iter(points))
     starts = {"image": images} | ({"stem": points["stem"]} if first == "stem" else {})
     last = list(points.values())[-1]
-    return {name: _spectrum(_Jacobian(start, last), seed) for name, start in starts.items()}
+    return {name: _spectrum(start, last, seed) for name, start in starts.items()}
 
 
 def summarize_spectrum(values, shares):
@@ -63,41 +63,28 @@ def summarize_spectrum(values, shares):
     return {"share": total, "max": values[0], **(quantiles or dict.fromkeys(("q95", "median", "q05"), 0.0))}
 
 
-class _Jacobian:
-    """Products with the Jacobian of `end` by `start`, both batches of PROBES copies of one image."""
+def _spectrum(start, end, seed):
+    """The entry of one start, both batches of PROBES copies of one image, joined by a graph."""
+    cotangent = torch.zeros_like(end, requires_grad=True)
+    (pulled,) = torch.autograd.grad(end, start, cotangent, create_graph=True)
 
-    def __init__(self, start, end):
-        self.start, self.end = start, end
-        self.rows, self.columns = end[0].numel(), start[0].numel()
-        self._cotangent = torch.zeros_like(end, requires_grad=True)
-        (self._pulled,) = torch.autograd.grad(end, start, self._cotangent, create_graph=True)
+    def pull(vectors):  # (PROBES, rows) -> (PROBES, columns), J^T v
+        return torch.autograd.grad(end, start, vectors.view_as(end), retain_graph=True)[0].flatten(1)
 
-    def pull(self, vectors):
-        """(PROBES, rows) -> (PROBES, columns), J^T v."""
-        (out,) = torch.autograd.grad(self.end, self.start, vectors.view_as(self.end), retain_graph=True)
-        return out.flatten(1)
+    def push(vectors):  # (PROBES, columns) -> (PROBES, rows), J v
+        return torch.autograd.grad(pulled, cotangent, vectors.view_as(start), retain_graph=True)[0].flatten(1)
 
-    def push(self, vectors):
-        """(PROBES, columns) -> (PROBES, rows), J v."""
-        (out,) = torch.autograd.grad(
-            self._pulled, self._cotangent, vectors.view_as(self.start), retain_graph=True
-        )
-        return out.flatten(1)
-
-
-def _spectrum(jacobian, seed):
-    wide = jacobian.rows <= jacobian.columns
-    size = min(jacobian.rows, jacobian.columns)
-    apply, apply_back = (jacobian.pull, jacobian.push) if wide else (jacobian.push, jacobian.pull)
+    rows, columns = end[0].numel(), start[0].numel()
+    size = min(rows, columns)
+    apply, apply_back = (pull, push) if rows <= columns else (push, pull)
     if size <= EXACT_UP_TO:
-        values, method = _exact_values(apply, size, jacobian.end).tolist(), "exact"
-        shares = [1 / size] * size
+        values, shares, method = _exact_values(apply, size, end).tolist(), [1 / size] * size, "exact"
     else:
-        density = _lanczos(lambda v: apply_back(apply(v)), size, jacobian.end, seed)
+        density = _lanczos(lambda v: apply_back(apply(v)), size, end, seed)
         (values, shares), method = (part.tolist() for part in density), "lanczos"
     return {
-        "rows": jacobian.rows,
-        "columns": jacobian.columns,
+        "rows": rows,
+        "columns": columns,
         "method": method,
         **summarize_spectrum(values, shares),
         "values": values,
