@@ -125,7 +125,7 @@ def measure_convolutions(network, grid=0):
         ``gram_paper`` and ``gram_exact``, which is 1/2 ||Gram - delta||^2 in the two modes of
         :func:`iso_d2.isometry.orthogonality_loss`, ``shape`` of the weight, ``stride``, ``groups``,
         ``transposed``, and ``centred``: whether training keeps the means of its kernels at 0, so that a
-        constant image gives 0 and an isometry error below 1 is out of reach unless it narrows.
+        constant image gives 0 and an isometry error below 1 is out of reach, unless it gives fewer values than it reads.
     """
     convs = find_convolutions(network)
     grams = {mode: orthogonality_losses(convs.values(), mode).tolist() for mode in ("paper", "exact")}

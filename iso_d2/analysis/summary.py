@@ -83,7 +83,7 @@ def layer_table(layers):
     if any(layer["centred"] for layer in layers.values()):
         table += (
             "\n* Centred (MODEL.ISONET.CENTRED): a constant image gives 0. So the smallest singular value is "
-            "0 and the error at least 1, by design, unless the layer narrows."
+            "0 and the error at least 1, by design, unless the layer gives fewer values than it reads."
         )
     return table
 
