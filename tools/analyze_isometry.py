@@ -36,44 +36,21 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="CONFIG, CONFIG=CHECKPOINT or CHECKPOINT")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        metavar="PATH",
-        help="image files, folders, registered data sets (the test set of the first model; where its files "
-        "are not there, generated images)",
-    )
-    parser.add_argument("--num-images", type=int, default=8, metavar="N", help="how many images (8)")
-    parser.add_argument(
-        "--jacobian-images",
-        type=int,
-        default=2,
-        metavar="N",
-        help="the Jacobian at the first N of them (2); 0: none",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PIXELS",
-        help="images become so many pixels a side (their own, at most 64)",
-    )
-    parser.add_argument(
-        "--grid",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="circular grid of each convolution, at least (the smallest without wrap-around: 5 for 3x3)",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="MODEL.DEVICE, e.g. cpu or cuda")
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes to the config of every model; last",
-    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="CONFIG, CONFIG=CHECKPOINT or CHECKPOINT")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    images = "image files, folders, registered data sets (the first model's test set, else generated images)"
+    add("--images", nargs="+", metavar="PATH", help=images)
+    add("--num-images", type=int, default=8, metavar="N", help="how many images (8)")
+    jacobian = "the Jacobian at the first N of them (2); 0: none"
+    add("--jacobian-images", type=int, default=2, metavar="N", help=jacobian)
+    size = "images become so many pixels a side (their own, at most 64)"
+    add("--size", type=int, metavar="PIXELS", help=size)
+    grid = "circular grid of each convolution, at least (the smallest without wrap-around: 5 for 3x3)"
+    add("--grid", type=int, default=0, metavar="PIXELS", help=grid)
+    add("--device", metavar="DEVICE", help="MODEL.DEVICE, e.g. cpu or cuda")
+    opts = "changes to the config of every model; last"
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=opts)
     return parser.parse_args(argv)
 
 

@@ -1,15 +1,8 @@
 """The isometry of a model at given images: its layers, its signal and gradient by depth, its Jacobian."""
 
 from .jacobian import measure_jacobian
-from .layers import find_network, measure_convolutions, measure_scales, measure_thresholds
-from .network import (
-    catch_input,
-    measure_depth,
-    measure_signal,
-    record_signal,
-    record_step,
-    signal_faults,
-)
+from .layers import find_network, measure_convolutions
+from .network import catch_input, measure_depth, measure_signal, record_signal, record_step, signal_faults
 from .summary import analyze, describe, jacobian_table, signal_table
 
 __all__ = [
@@ -21,9 +14,7 @@ __all__ = [
     "measure_convolutions",
     "measure_depth",
     "measure_jacobian",
-    "measure_scales",
     "measure_signal",
-    "measure_thresholds",
     "record_signal",
     "record_step",
     "signal_faults",

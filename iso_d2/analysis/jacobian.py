@@ -93,13 +93,9 @@ def _spectrum(start, end, seed):
 
 
 def _exact_values(apply, size, like):
-    basis = torch.eye(size, dtype=like.dtype, device=like.device)
-    parts = []
-    for start in range(0, size, PROBES):
-        part = basis[start : start + PROBES]
-        padded = torch.cat([part, part.new_zeros(PROBES - len(part), size)])
-        parts.append(apply(padded)[: len(part)])
-    return torch.linalg.svdvals(torch.cat(parts))
+    padded = -(-size // PROBES) * PROBES  # with rows of zeros
+    basis = torch.eye(padded, size, dtype=like.dtype, device=like.device)
+    return torch.linalg.svdvals(torch.cat([apply(part) for part in basis.split(PROBES)])[:size])
 
 
 def _lanczos(apply, size, like, seed):

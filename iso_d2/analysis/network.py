@@ -10,6 +10,7 @@ import math
 
 import torch
 from detectron2.layers import CNNBlockBase
+from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,15 +49,12 @@ def catch_input(model, module, batch):
 
 
 def network_input(model, network, batch):
-    """What a model feeds its network for given images in evaluation: normalised, padded.
+    """What a model feeds its network in evaluation: images (N, C, H, W), normalised and padded.
 
     Args:
         model (nn.Module): a meta-architecture, or the network itself.
         network (nn.Module): a module of it.
         batch (list[dict] or Tensor): what the model takes: dicts with ``image``, (C, H, W), or (N, C, H, W).
-
-    Returns:
-        Tensor: (N, C, H', W').
 
     Raises:
         ValueError: an image is smaller than the network's stride.
@@ -79,14 +77,13 @@ def network_input(model, network, batch):
         model.train(was_training)
 
 
-@torch.no_grad()
 def calibrate_batch_norm(network, images):
     """Give each batch normalization the statistics of a batch of images in place of its running ones.
 
     Each layer sees what the calibrated ones before it give.
 
     Args:
-        network (nn.Module): its batch normalizations are changed, and it is in evaluation mode afterwards.
+        network (nn.Module): its statistics are changed, and it is in evaluation mode afterwards.
         images (Tensor): (N, C, H, W), the network's input.
 
     Returns:
@@ -96,22 +93,18 @@ def calibrate_batch_norm(network, images):
         ValueError: one of them sees a single value a channel.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return 0
     network.eval()
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.train().momentum = 1.0
+        norm.train()
     try:
-        network(images)
+        update_bn_stats(network, [images], num_iters=1)
     except ValueError as error:
         raise ValueError(
             "an untrained batch normalization takes its statistics from the images, and "
             f"{len(images)} of {images.shape[2]}x{images.shape[3]} pixels leave it a single value a channel: "
             "take more or larger ones"
         ) from error
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval().momentum = momentum
+    network.eval()
     return len(norms)
 
 

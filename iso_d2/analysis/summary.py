@@ -94,12 +94,11 @@ def depth_table(result):
     for name, point in result["depth"].items():
         inside = [b for n, b in result["thresholds"].items() if n.startswith(name + ".")]
         scales = [s for n, s in result["scales"].items() if n.startswith(name + ".")]
-        thresholds = [
-            min((b["min"] for b in inside), default=None),
-            sum(b["mean"] for b in inside) / len(inside) if inside else None,
-            max((b["max"] for b in inside), default=None),
-        ]
-        rows.append([name, *point.values(), *thresholds, scales[0] if scales else None])
+        thresholds = [None] * 3
+        if inside:
+            low, mean, high = zip(*(b.values() for b in inside), strict=True)
+            thresholds = [min(low), sum(mean) / len(mean), max(high)]
+        rows.append([name, *point.values(), *thresholds, *(scales[:1] or [None])])
     header = ["output of", "signal rms", "signal norm", "gradient norm", "b min", "b mean", "b max", "scale"]
     return tabulate(rows, header, floatfmt=".3g")
 

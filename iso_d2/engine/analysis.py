@@ -1,5 +1,6 @@
 """The isometry of a model that is built, loaded and fed with images as a config says."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -39,10 +40,8 @@ def load_images(paths, number, size=None):
     """
     if number < 1 or (size is not None and size < 1):
         raise ValueError(f"number and size of the images must be at least 1, got {number} and {size}")
-    images = []
-    for path in paths:
-        if len(images) < number:
-            images += [_pixels(source) for source in _sources(path)[: number - len(images)]]
+    sources = (source for path in paths for source in _sources(path))
+    images = [_pixels(source) for source in itertools.islice(sources, number)]
     if not images:
         raise ValueError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
     size = size or min(64, *(n for image in images for n in image.shape[:2]))
@@ -70,11 +69,8 @@ def load_model(cfg, batch):
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS names the checkpoint; "" for the initialisation, ISO.DELTA_INIT included.
-        batch (list[dict]): images as the model takes them, which a stem that is to whiten its images
-            (MODEL.ISONET.WHITEN) looks at in place of the training images.
-
-    Returns:
-        nn.Module
+        batch (list[dict]): images as the model takes them, for a stem that whitens (MODEL.ISONET.WHITEN) in
+            place of the training images.
 
     Raises:
         FileNotFoundError, ValueError: as in :meth:`IsoCheckpointer.load`.

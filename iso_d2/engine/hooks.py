@@ -59,8 +59,8 @@ class OrthogonalityLossHook(HookBase):
 
     with L of :func:`iso_d2.isometry.orthogonality_loss`; over n steps its mean is gamma * sum_l L(W_l).
     It travels in the loss dict, so backward, gradient clipping, AMP scaling, the NaN check and the writers
-    treat it like any other loss. :class:`~iso_d2.engine.model_penalty.ModelPenalty` computes it, and divides
-    the work among the processes of DistributedDataParallel.
+    treat it like any other loss. :class:`~iso_d2.engine.ModelPenalty` computes it, and divides the work among
+    the processes of DistributedDataParallel.
 
     In the log, ``loss_ortho`` shows the steps that have it, thus n times the mean. ``total_loss``, a median
     over 20 steps, shows from a period of 3 on the steps without it: the other losses alone. ``ortho/total``
@@ -68,21 +68,14 @@ class OrthogonalityLossHook(HookBase):
 
     Args:
         coeff (float): gamma.
-        mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`; or "spectral", see
-            :class:`iso_d2.isometry.SpectralPenalty`.
-        include (sequence of str or None): patterns of the layers to penalise; None: the default of
-            :func:`~iso_d2.engine.model_penalty.penalised_layers`.
-        exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
+        mode, include, exclude, fraction, bound: as of :class:`~iso_d2.engine.ModelPenalty`, which also says
+            which layers it takes by default.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
-        fraction (float): of the frequencies of each kernel, drawn at random at each step, see
-            :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is a cheaper, unbiased estimate.
-        bound (float): of the singular values, with mode "spectral".
 
     Raises:
-        ValueError: period or log period out of range, or as of
-            :func:`~iso_d2.engine.model_penalty.check_penalty`; in :meth:`before_train`, as of
-            :func:`~iso_d2.engine.model_penalty.penalised_layers`.
+        ValueError: an argument out of range; in :meth:`before_train`, a pattern that matches no convolution,
+            or no `include` for a model without ISONet, UNet and ``backbone``.
     """
 
     def __init__(
@@ -101,28 +94,16 @@ class OrthogonalityLossHook(HookBase):
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
         check_penalty(coeff, mode, fraction, bound)
-        self.coeff = coeff
-        self.mode = mode
-        self.include = include
-        self.exclude = exclude
-        self.period = period
-        self.log_period = log_period
-        self.fraction = fraction
-        self.bound = bound
+        self.coeff, self.mode, self.fraction, self.bound = coeff, mode, fraction, bound
+        self.include, self.exclude = include, exclude
+        self.period, self.log_period = period, log_period
         self.penalty = None
         self._loaded = {}
         self._handles = contextlib.ExitStack()
 
     def before_train(self):
-        self.penalty = ModelPenalty(
-            self.trainer.model,
-            self.coeff,
-            self.mode,
-            self.include,
-            self.exclude,
-            self.fraction,
-            self.bound,
-        )
+        options = (self.mode, self.include, self.exclude, self.fraction, self.bound)
+        self.penalty = ModelPenalty(self.trainer.model, self.coeff, *options)
         self.penalty.load_state_dict(self._loaded)
         model, layers = unwrap(self.trainer.model), self.penalty.layers
         left = [name for name in find_convolutions(model) if name not in layers]
@@ -137,7 +118,7 @@ class OrthogonalityLossHook(HookBase):
             count_by_module(left),
         )
         if layers:
-            self._handles.callback(model.register_forward_hook(self._add_loss).remove)
+            self._handles.enter_context(model.register_forward_hook(self._add_loss))
         else:
             logger.warning("The orthogonality penalty has no layer to act on: all are excluded or frozen")
 

@@ -68,7 +68,8 @@ class ModelPenalty:
         processes (int): how many share the layers.
 
     Raises:
-        ValueError: as of :func:`check_penalty` and :func:`penalised_layers`.
+        ValueError: unknown mode; coefficient, fraction or bound out of range; a fraction below 1 with
+            "spectral"; as of :func:`penalised_layers`.
     """
 
     def __init__(self, model, coeff, mode="paper", include=None, exclude=(), fraction=1.0, bound=1.3):
@@ -109,11 +110,7 @@ class ModelPenalty:
 
 
 def check_penalty(coeff, mode, fraction, bound):
-    """Check the arguments of :class:`ModelPenalty` before there is a model.
-
-    Raises:
-        ValueError: unknown mode; coefficient, fraction or bound out of range; a fraction with "spectral".
-    """
+    """Raise a ValueError if these arguments of :class:`ModelPenalty` are out of range."""
     if isinstance(coeff, str) or not (math.isfinite(coeff) and coeff >= 0):
         raise ValueError(f"the penalty's coeff must be a finite number >= 0, got {coeff}")
     if mode not in ("paper", "exact", "spectral"):

@@ -27,38 +27,24 @@ def unwrap(model):
 
 
 def find_convolutions(model):
-    """The convolutions of a model, without those that predict the offsets of deformable ones.
-
-    Args:
-        model (nn.Module): any model.
-
-    Returns:
-        dict[str, nn.Conv2d | nn.ConvTranspose2d]: by dotted name, in the order of the modules.
-    """
+    """dict[str, nn.Conv2d | nn.ConvTranspose2d]: by dotted name, in the order of the modules."""
     return {
         name: module
         for name, module in model.named_modules()
-        # Offsets must stay near 0.
+        # A convolution that predicts the offsets of a deformable one must stay near 0.
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not name.endswith("_offset")
     }
 
 
 def select(names, patterns):
-    """Choose names by patterns.
-
-    Args:
-        names (iterable[str]): dotted names of convolutions.
-        patterns (str or sequence[str]): each must match a name, or a module above one.
-
-    Returns:
-        list[str]: the names that some pattern matches, in their order.
-
-    Raises:
-        ValueError: a pattern that matches nothing.
-    """
+    """list[str]: those of `names` that a pattern matches. ValueError: a pattern that matches none."""
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {name for name in names if any(fnmatchcase(path, pattern) for path in _paths(name))}
+        found = {  # 'a.b.c' through 'a', 'a.b' or 'a.b.c'
+            name
+            for name in names
+            if any(fnmatchcase(path, pattern) for path in accumulate(name.split("."), "{}.{}".format))
+        }
         if not found:
             modules = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(
@@ -110,11 +96,6 @@ def delta_init_model_(model, include):
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
     return fates
-
-
-def _paths(name):
-    """'a.b.c' -> 'a', 'a.b', 'a.b.c'"""
-    return accumulate(name.split("."), "{}.{}".format)
 
 
 def _branch_ends(model):
