@@ -1,5 +1,8 @@
 """Singular values of the Jacobian of a whole network at a given image."""
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import torch
 
 from .network import trace_points
@@ -11,7 +14,7 @@ LANCZOS_STEPS = 32
 PROBES = 4
 
 
-def measure_jacobian(network, image, seed=0):
+def measure_jacobian(network, image):
     """Singular values of the Jacobian of the last block's output at one image.
 
     Up to EXACT_UP_TO of them the Jacobian is formed row by row by vector-Jacobian products, or column by
@@ -24,7 +27,6 @@ def measure_jacobian(network, image, seed=0):
     Args:
         network (nn.Module): in evaluation mode; for Lanczos' method better in float64.
         image (Tensor): (1, C, H, W), the network's input, in the network's dtype.
-        seed (int): of the directions.
 
     Returns:
         dict[str, dict]: "image": from the network's input, and, where there is a stem, "stem": from its
@@ -36,7 +38,7 @@ def measure_jacobian(network, image, seed=0):
     first = next(iter(points))
     starts = {"image": images} | ({"stem": points["stem"]} if first == "stem" else {})
     last = list(points.values())[-1]
-    return {name: _spectrum(start, last, seed) for name, start in starts.items()}
+    return {name: _spectrum(start, last) for name, start in starts.items()}
 
 
 def summarize_spectrum(values, shares):
@@ -54,16 +56,16 @@ def summarize_spectrum(values, shares):
         ``median`` and ``q05``: 5 %, 50 % and 95 % of them are not smaller than the last three.
     """
     above = [(v, s) for v, s in zip(values, shares, strict=True) if v > 1e-3 * values[0]]
-    total, so_far, quantiles = sum(share for _, share in above), 0.0, {}
-    for value, share in above:
-        so_far += share
-        for name, level in (("q95", 0.05), ("median", 0.5), ("q05", 0.95)):
-            if so_far >= level * total * (1 - 1e-9):
-                quantiles.setdefault(name, value)
-    return {"share": total, "max": values[0], **(quantiles or dict.fromkeys(("q95", "median", "q05"), 0.0))}
+    so_far = list(accumulate(share for _, share in above))
+    total = so_far[-1] if above else 0.0
+    quantiles = {
+        name: above[bisect_left(so_far, level * total * (1 - 1e-9))][0] if above else 0.0
+        for name, level in (("q95", 0.05), ("median", 0.5), ("q05", 0.95))
+    }
+    return {"share": total, "max": values[0], **quantiles}
 
 
-def _spectrum(start, end, seed):
+def _spectrum(start, end):
     """The entry of one start, both batches of PROBES copies of one image, joined by a graph."""
     cotangent = torch.zeros_like(end, requires_grad=True)
     (pulled,) = torch.autograd.grad(end, start, cotangent, create_graph=True)
@@ -80,7 +82,7 @@ def _spectrum(start, end, seed):
     if size <= EXACT_UP_TO:
         values, shares, method = _exact_values(apply, size, end).tolist(), [1 / size] * size, "exact"
     else:
-        density = _lanczos(lambda v: apply_back(apply(v)), size, end, seed)
+        density = _lanczos(lambda v: apply_back(apply(v)), size, end)
         (values, shares), method = (part.tolist() for part in density), "lanczos"
     return {
         "rows": rows,
@@ -98,7 +100,7 @@ def _exact_values(apply, size, like):
     return torch.linalg.svdvals(torch.cat([apply(part) for part in basis.split(PROBES)])[:size])
 
 
-def _lanczos(apply, size, like, seed):
+def _lanczos(apply, size, like):
     """Density of the square roots of the eigenvalues of a symmetric positive operator of `size` dimensions.
 
     Stochastic Lanczos quadrature: the eigenvalues of the tridiagonal matrix are the nodes, the squares of the
@@ -106,7 +108,7 @@ def _lanczos(apply, size, like, seed):
     before it. Where none is left the next one is rounding, which an entry of about 0 joins to the rest of the
     tridiagonal matrix, and so has no share.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     q = torch.randn(PROBES, size, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
     q = q / q.norm(dim=1, keepdim=True)
     basis, diagonal, beside = [q], [], []

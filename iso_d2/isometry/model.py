@@ -9,7 +9,6 @@ Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020, s
 import re
 from collections import Counter
 from fnmatch import fnmatchcase
-from itertools import accumulate
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -40,11 +39,7 @@ def select(names, patterns):
     """list[str]: those of `names` that a pattern matches. ValueError: a pattern that matches none."""
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = {  # 'a.b.c' through 'a', 'a.b' or 'a.b.c'
-            name
-            for name in names
-            if any(fnmatchcase(path, pattern) for path in accumulate(name.split("."), "{}.{}".format))
-        }
+        found = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
         if not found:
             modules = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(
