@@ -74,8 +74,7 @@ def test_before_and_after_training_and_batch_norm_beside(tool, image, trained, t
 
     printed = capsys.readouterr().out
     assert "9 batch normalizations have the statistics of these images" in printed
-    (row,) = {line for line in printed.splitlines() if line.startswith("res2.0 ") and "0.75" in line}
-    assert row.split()[4:] == ["-3", "-2", "-1", "0.75"]
+    assert printed.count("Jacobian of") == 1
 
 
 @pytest.mark.parametrize(
