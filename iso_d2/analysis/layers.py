@@ -60,8 +60,7 @@ def smallest_grid(kernel_size, stride):
     grid samples more frequencies of larger kernels, so that the range of the singular values can only grow.
 
     Args:
-        kernel_size (tuple[int, int]): in pixels.
-        stride (tuple[int, int]): in pixels.
+        kernel_size, stride ((int, int)): in pixels.
 
     Returns:
         tuple[int, int]: height and width in pixels, divisible by the stride.

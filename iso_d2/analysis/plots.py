@@ -1,4 +1,7 @@
-"""Pictures of what the other files here measure, of several models beside each other."""
+"""Pictures of what the other files here measure, of several models beside each other.
+
+Each function takes what was measured in a dict by the models' names, and the path of the PNG file to write.
+"""
 
 from itertools import accumulate
 
@@ -11,12 +14,7 @@ LABELS = 60
 
 
 def plot_layers(models, path):
-    """The range of singular values of every convolution, one panel a model, to a PNG file.
-
-    Args:
-        models (dict[str, dict]): by a model's name, what :func:`~iso_d2.analysis.measure_convolutions` gives.
-        path (str or Path): the file.
-    """
+    """The range of singular values of every convolution (``layers`` of `analyze`), a panel for each model."""
     figure = Figure(figsize=(12, 1 + 3.2 * len(models)), layout="constrained")
     panels = figure.subplots(len(models), 1, squeeze=False, sharey=True)[:, 0]
     for axes, (label, layers) in zip(panels, models.items(), strict=True):
@@ -34,12 +32,7 @@ def plot_layers(models, path):
 
 
 def plot_depth(models, path):
-    """Signal and gradient by depth, all models in each of three panels, to a PNG file.
-
-    Args:
-        models (dict[str, dict]): by a model's name, what :func:`~iso_d2.analysis.measure_depth` gives.
-        path (str or Path): the file.
-    """
+    """Signal and gradient by depth (``depth`` of `analyze`), all models in each of three panels."""
     figure = Figure(figsize=(12, 11), layout="constrained")
     panels = figure.subplots(3, 1)
     titles = {
@@ -61,13 +54,7 @@ def plot_depth(models, path):
 
 
 def plot_jacobian(models, path):
-    """Singular values of the Jacobians in descending order, a panel for each start, to a PNG file.
-
-    Args:
-        models (dict[str, list[dict]]): by a model's name, for each image what
-            :func:`~iso_d2.analysis.measure_jacobian` gives.
-        path (str or Path): the file.
-    """
+    """Descending singular values of the Jacobians (``jacobian`` of `analyze`), a panel for each start."""
     starts = sorted({start for images in models.values() for image in images for start in image})
     figure = Figure(figsize=(6 * len(starts), 4.5), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False, sharey=True)[0]

@@ -114,14 +114,8 @@ def signal_table(signal):
 
 
 def jacobian_table(results):
-    """Singular values of the Jacobians: the share that is not zero, and quantiles of that share.
-
-    Args:
-        results (dict[str, dict]): by a model's name, what :func:`analyze` gives.
-
-    Returns:
-        str: a row for each model, image and start.
-    """
+    """Jacobians of models, what :func:`analyze` gives by their names: share of non-zero singular values, and
+    quantiles of these: str."""
     rows = [
         [
             label,
