@@ -2,7 +2,6 @@
 
 import torch
 import torchvision
-from detectron2.engine import TrainerBase
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import ResNet, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
@@ -10,11 +9,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn import functional as F
 
-from iso_d2.engine import OrthogonalityLossHook
+from iso_d2.engine import ModelPenalty
 from iso_d2.engine.choices import penalty_coefficient, penalty_mode
-from iso_d2.engine.layers import default_layers, find_convolutions
+from iso_d2.engine.model_penalty import penalised_layers
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SReLU
+from iso_d2.isometry.model import unwrap
 from iso_d2.modeling import IsoBlock, ISONet
 
 from .options import ROOT
@@ -129,22 +129,20 @@ def plain_form_(net):
 
 def penalised_convs(net):
     """list[nn.Conv2d]: those of an ISONet that the trainer's penalty covers."""
-    convs = find_convolutions(net)
-    return [convs[name] for name in default_layers(net, convs)]
+    return list(penalised_layers(net).values())
 
 
 def add_penalty(model, cfg):
     """Let a model return the penalty of a config with its losses, as the trainer does, at every step.
 
-    Returns the hook, whose ``after_train`` takes the penalty off again.
+    Returns a handle, whose ``remove`` takes the penalty off again.
     """
     node = cfg.ISO.ORTHO
     layers = {"include": node.INCLUDE, "exclude": node.EXCLUDE}
-    hook = OrthogonalityLossHook(penalty_coefficient(cfg), penalty_mode(cfg), **layers, log_period=0)
-    hook.trainer = TrainerBase()
-    hook.trainer.model, hook.trainer.storage = model, None
-    hook.before_train()
-    return hook
+    penalty = ModelPenalty(model, penalty_coefficient(cfg), penalty_mode(cfg), **layers)
+    return unwrap(model).register_forward_hook(
+        lambda model, inputs, losses: {**losses, "loss_ortho": penalty()[0]}
+    )
 
 
 def load_model(config, options, opts=()):

@@ -80,9 +80,8 @@ def measure_detectors(options, seconds, opts=()):
     plain_step = training_step(iso, options, batch)
 
     def step_with_penalty():
-        hook = add_penalty(iso, cfg)
-        plain_step()
-        hook.after_train()
+        with add_penalty(iso, cfg):
+            plain_step()
 
     cases = {ours: plain_step, every: step_with_penalty}
     for norm in norms(options):

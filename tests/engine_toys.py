@@ -146,7 +146,7 @@ def penalised_training(model, hook):
     trainer.register_hooks([hook, Look()])
     trainer.train(0, 2)
     module = getattr(model, "module", model)
-    return {"written": written, "layers": list(hook._convs), "weights": module.state_dict()}
+    return {"written": written, "layers": list(hook.penalty.convs), "weights": module.state_dict()}
 
 
 def toy_with_random_weights(tensor_loss=False, unused=False):

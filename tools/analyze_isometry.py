@@ -5,11 +5,12 @@ CONFIG.yaml=CHECKPOINT; or a CHECKPOINT alone, whose config is the config.yaml b
 
 For every convolution between image and heads (of an FPN its bottom-up part): smallest, median and largest
 singular value on a circular grid, max |sigma - 1|, 1/2 ||Gram - delta||^2 in the penalty's two modes, all of
-the weight without its gain; SReLU thresholds, the share of values held there, residual scales; by depth the
-signal and the norm of the gradient that comes back from a random direction; singular values of the Jacobian
+the weight without its gain. SReLU thresholds, the share of clipped values, residual scales. By depth the
+signal, and the norm of the gradient that comes back from a random direction. Singular values of the Jacobian
 of the last block's output by the image and by the stem's output: all of them up to 1024, above that their
 density by Lanczos' method. Normalizations count in signal, gradient and Jacobian, not in the convolutions.
-DIR gets isometry.json and three pictures.
+Without a checkpoint, batch normalizations take their statistics from the images, and a stem that is to whiten
+its images whitens these. DIR gets isometry.json and three pictures.
 
 python tools/analyze_isometry.py MODEL [MODEL ...] --output DIR [--images PATH ...] [--opts KEY VALUE ...]
 """
@@ -17,65 +18,39 @@ python tools/analyze_isometry.py MODEL [MODEL ...] --output DIR [--images PATH .
 import argparse
 import datetime
 import json
-import platform
 import shlex
 import sys
 from pathlib import Path
 
-import detectron2
-import torch
 from detectron2.utils.logger import setup_logger
-from tabulate import tabulate
 
-import iso_d2
-from iso_d2.engine.isometry_analysis import analyze, load_default_images, load_images
+from iso_d2.analysis import describe, jacobian_table
+from iso_d2.analysis.plots import plot_depth, plot_jacobian, plot_layers
+from iso_d2.engine.analysis import analyze_config, load_default_images, load_images
 from iso_d2.engine.setup import load_config
-from iso_d2.evaluation.isometry_plots import plot_depth, plot_jacobian, plot_layers
-from iso_d2.evaluation.isometry_signal import signal_faults
+from iso_d2.files import write_atomically
+from iso_d2.provenance import versions
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="CONFIG, CONFIG=CHECKPOINT or CHECKPOINT")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        metavar="PATH",
-        help="image files, folders, registered data sets (the test set of the first model; where its files "
-        "are not there, generated images)",
-    )
-    parser.add_argument("--num-images", type=int, default=8, metavar="N", help="how many images (8)")
-    parser.add_argument(
-        "--jacobian-images",
-        type=int,
-        default=2,
-        metavar="N",
-        help="the Jacobian at the first N of them (2); 0: none",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PIXELS",
-        help="images become so many pixels a side (their own, at most 64)",
-    )
-    parser.add_argument(
-        "--grid",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="circular grid of each convolution, at least (the smallest without wrap-around: 5 for 3x3)",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="MODEL.DEVICE, e.g. cpu or cuda")
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes to the config of every model; last",
-    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="CONFIG, CONFIG=CHECKPOINT or CHECKPOINT")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    images = "image files, folders, registered data sets (the first model's test set, else generated images)"
+    add("--images", nargs="+", metavar="PATH", help=images)
+    add("--num-images", type=int, default=8, metavar="N", help="how many images (8)")
+    jacobian = "the Jacobian at the first N of them (2); 0: none"
+    add("--jacobian-images", type=int, default=2, metavar="N", help=jacobian)
+    size = "images become so many pixels a side (their own, at most 64)"
+    add("--size", type=int, metavar="PIXELS", help=size)
+    grid = "circular grid of each convolution, at least (the smallest without wrap-around: 5 for 3x3)"
+    add("--grid", type=int, default=0, metavar="PIXELS", help=grid)
+    add("--device", metavar="DEVICE", help="MODEL.DEVICE, e.g. cpu or cuda")
+    opts = "changes to the config of every model; last"
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=opts)
     return parser.parse_args(argv)
 
 
@@ -98,68 +73,6 @@ def read_model(model, opts, device):
     return label, cfg
 
 
-def layer_table(result):
-    return tabulate(
-        [
-            [
-                name,
-                "x".join(map(str, layer["shape"])),
-                "x".join(map(str, layer["stride"])),
-                "x".join(map(str, layer["grid"])),
-                *(layer[f"sigma_{which}"] for which in ("min", "median", "max")),
-                *(layer[key] for key in ("isometry_error", "gram_paper", "gram_exact")),
-            ]
-            for name, layer in result["layers"].items()
-        ],
-        ["convolution", "weight", "stride", "grid", "min", "median", "max", "error", "paper", "exact"],
-        floatfmt=".3g",
-    )
-
-
-def depth_table(result):
-    """Signal, gradient, thresholds and scale of each block; nothing where a block has none."""
-    rows = []
-    for name, point in result["depth"].items():
-        inside = [b for n, b in result["thresholds"].items() if n.startswith(name + ".")]
-        scales = [s for n, s in result["scales"].items() if n.startswith(name + ".")]
-        thresholds = [
-            min((b["min"] for b in inside), default=None),
-            sum(b["mean"] for b in inside) / len(inside) if inside else None,
-            max((b["max"] for b in inside), default=None),
-        ]
-        rows.append([name, *point.values(), *thresholds, scales[0] if scales else None])
-    header = ["output of", "signal rms", "signal norm", "gradient norm", "b min", "b mean", "b max", "scale"]
-    return tabulate(rows, header, floatfmt=".3g")
-
-
-def signal_table(result):
-    rows = [
-        [name, point["mean_square"], 100 * point["held"]]
-        for name, point in result["signal"].items()
-        if "held" in point
-    ]
-    return tabulate(rows, ["output of", "mean square", "held (%)"], floatfmt=("", ".3g", ".2f"))
-
-
-def jacobian_table(results):
-    """Singular values of the Jacobians: the share that is not zero, and quantiles of that share."""
-    rows = [
-        [
-            label,
-            i,
-            start,
-            f"{found['rows']}x{found['columns']}",
-            found["method"],
-            *(found[key] for key in ("share", "max", "q95", "median", "q05")),
-        ]
-        for label, result in results.items()
-        for i, starts in enumerate(result["jacobian"])
-        for start, found in starts.items()
-    ]
-    header = ["Jacobian of", "image", "from", "size", "method", "non-zero", "max", "95 %", "median", "5 %"]
-    return tabulate(rows, header, floatfmt=".3g")
-
-
 def main(argv=None):
     args = parse_args(argv)
     setup_logger(name="iso_d2")
@@ -178,29 +91,20 @@ def main(argv=None):
         results = {}
         for label, cfg in configs.items():
             print(f"\n{label}: {len(images)} images of {len(images[0])} pixels a side", flush=True)
-            results[label] = result = analyze(cfg, images, args.grid, args.jacobian_images)
-            print(f"\n{layer_table(result)}\n\n{depth_table(result)}\n\n{signal_table(result)}")
-            for fault in signal_faults({n: p["held"] for n, p in result["signal"].items() if "held" in p}):
-                print(f"{label} is {fault}")
-            if number := result["calibrated_norms"]:
-                print(f"{number} batch normalizations have the statistics of these images, as constants")
+            results[label] = analyze_config(cfg, images, args.grid, args.jacobian_images)
+            print(f"\n{describe(results[label])}")
     except (AssertionError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     document = {
         "command": shlex.join(["tools/analyze_isometry.py", *(sys.argv[1:] if argv is None else argv)]),
         "date": datetime.date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "detectron2": detectron2.__version__,
-            "iso_d2": iso_d2.__version__,
-        },
+        "versions": versions(),
         "images": source,
         "num_images": len(images),
         "size": len(images[0]),
         "models": results,
     }
-    (args.output / "isometry.json").write_text(json.dumps(document, indent=1))
+    write_atomically(args.output / "isometry.json", json.dumps(document, indent=1))
     plot_layers({k: r["layers"] for k, r in results.items()}, args.output / "isometry_layers.png")
     plot_depth({k: r["depth"] for k, r in results.items()}, args.output / "isometry_depth.png")
     if args.jacobian_images:

@@ -1,16 +1,18 @@
 """Training: the hooks, parameter groups, checkpoints and a trainer that joins them."""
 
-from .hooks import DeltaInitHook, OrthogonalityLossHook
-from .isometry_hook import IsometryHook
+from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
+from .model_penalty import ModelPenalty, penalised_layers
 from .optimizer import build_optimizer
 from .trainer import Trainer
-from .whitening import WhiteningHook
 
 __all__ = [
     "DeltaInitHook",
     "IsometryHook",
+    "ModelPenalty",
     "OrthogonalityLossHook",
+    "SignalHook",
     "Trainer",
     "WhiteningHook",
     "build_optimizer",
+    "penalised_layers",
 ]

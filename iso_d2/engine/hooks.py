@@ -1,22 +1,18 @@
-"""Delta initialisation and the orthogonality penalty as hooks of any Detectron2 trainer.
+"""Delta initialisation, penalty, whitening and analysis as hooks of any Detectron2 trainer."""
 
-Both name layers by the patterns of ``layers.py``.
-
-Source: Qi et al., Deep Isometric Learning for Visual Recognition, ICML 2020, Section 3.
-"""
-
+import contextlib
 import logging
-import math
 from collections.abc import Mapping
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..isometry import SpectralPenalty, delta_init_, orthogonality_losses, orthogonality_multiply_adds
-from .layers import branch_ends, default_layers, find_convolutions, select, summary, unwrap
+from ..analysis import find_network, record_signal, record_step, signal_faults, signal_table
+from ..isometry import SReLU
+from ..isometry.model import count_by_module, delta_init_model_, find_convolutions, unwrap
+from .model_penalty import ModelPenalty, check_penalty
+from .stem_whitening import whiten_stems_
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +20,8 @@ logger = logging.getLogger(__name__)
 class DeltaInitHook(HookBase):
     """Delta-initialise chosen convolutions before the first step of a training from scratch.
 
-    Kernels become delta kernels and biases 0. In a residual block x + f(x) without normalization the
-    last convolution of f becomes 0 instead, so that the block starts as its shortcut: with a delta
-    there, every block would double the signal. Blocks with a SharedScale need no zero, their scale
-    is one already. 7x7 kernels stay as they are, as in the paper's code, and so do linear layers.
-
-    Nothing happens when weights were loaded or the training goes on from an earlier one.
+    :func:`iso_d2.isometry.delta_init_model_` says what becomes of them. Nothing happens when weights were
+    loaded or the training goes on from an earlier one.
 
     Args:
         include (sequence of str): patterns of the modules to initialise.
@@ -48,29 +40,14 @@ class DeltaInitHook(HookBase):
             why = "weights were loaded" if self.weights_loaded else "the training was resumed"
             logger.info("No delta initialisation: %s", why)
             return
-        model = unwrap(self.trainer.model)
-        convs = find_convolutions(model)
-        names = select(convs, self.include)
-        ends = branch_ends(model)
-        kept = [name for name in names if convs[name].kernel_size == (7, 7)]
-        zeroed = [name for name in names if convs[name] in ends and name not in kept]
-        for name in names:
-            if name in kept:
-                continue
-            conv = convs[name]
-            if name in zeroed:
-                nn.init.zeros_(conv.weight)
-            else:
-                # Without the stride: the plain delta of the paper, at which its penalty is 0.
-                delta_init_(conv.weight, groups=conv.groups, transposed=isinstance(conv, nn.ConvTranspose2d))
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+        fates = delta_init_model_(unwrap(self.trainer.model), self.include)
+        kept = [name for name, fate in fates.items() if fate == "kept"]
         logger.info(
             "Delta initialisation of %d convolutions: %s; %d at the end of a residual branch are 0; "
             "7x7 kernels left as they are: %s",
-            len(names) - len(kept),
-            summary(names),
-            len(zeroed),
+            len(fates) - len(kept),
+            count_by_module(fates),
+            list(fates.values()).count("zero"),
             ", ".join(kept) or "none",
         )
 
@@ -81,38 +58,24 @@ class OrthogonalityLossHook(HookBase):
         loss_ortho = gamma * n * sum_l L(W_l)    at every n-th step (n the period), else nothing
 
     with L of :func:`iso_d2.isometry.orthogonality_loss`; over n steps its mean is gamma * sum_l L(W_l).
-    It travels in the loss dict, so backward, gradient clipping, AMP scaling, the NaN check and the
-    writers treat it like any other loss. Under autocast, too, it is computed in float32.
+    It travels in the loss dict, so backward, gradient clipping, AMP scaling, the NaN check and the writers
+    treat it like any other loss. :class:`~iso_d2.engine.ModelPenalty` computes it, and divides the work among
+    the processes of DistributedDataParallel.
 
-    In the log, ``loss_ortho`` shows the steps that have it, thus n times the mean, and ``total_loss``,
-    a median over 20 steps, shows from a period of 3 on the steps without it: the other losses alone.
-    ``ortho/total`` is sum_l L(W_l), without gamma and n, and ``ortho/<layer>`` is L(W_l).
-
-    Under DistributedDataParallel each of P processes takes a share of the layers, of about the same cost,
-    with P times the coefficient. Their mean, which is what becomes of the gradients there, and of losses in
-    Detectron2's log, is the whole penalty; so its cost falls with P.
+    In the log, ``loss_ortho`` shows the steps that have it, thus n times the mean. ``total_loss``, a median
+    over 20 steps, shows from a period of 3 on the steps without it: the other losses alone. ``ortho/total``
+    is sum_l L(W_l), without gamma and n, and ``ortho/<layer>`` is L(W_l).
 
     Args:
         coeff (float): gamma.
-        mode (str): "paper" or "exact", see :func:`iso_d2.isometry.orthogonality_loss`; or "spectral", see
-            :class:`iso_d2.isometry.SpectralPenalty`.
-        include (sequence of str or None): patterns of the layers to penalise. None: the convolutions
-            of every ISONet, IsoBlock and UNet; in a model without them those of ``model.backbone``, but
-            not an FPN's own; of these all but 7x7 kernels and 3-channel inputs, where they have no gain, and,
-            like the linear layer of a classifier, UNet's output, as in the paper's code. A UNet that is not
-            isometric counts, too.
-        exclude (sequence of str): patterns of layers to leave out. Frozen ones are left out anyway.
+        mode, include, exclude, fraction, bound: as of :class:`~iso_d2.engine.ModelPenalty`, which also says
+            which layers it takes by default.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
-        fraction (float): of the frequencies of each kernel, drawn at random at each step, as of
-            :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is cheaper and right in the mean.
-        bound (float): of the singular values, with mode "spectral".
 
     Raises:
-        ValueError: coefficient, period, log period, fraction or bound out of range, a fraction below 1 with
-            "spectral", unknown mode; in
-            :meth:`before_train`, a pattern that matches no convolution, or no `include` for a model without
-            ISONet, UNet and `backbone`.
+        ValueError: an argument out of range; in :meth:`before_train`, a pattern that matches no convolution,
+            or no `include` for a model without ISONet, UNet and ``backbone``.
     """
 
     def __init__(
@@ -126,100 +89,64 @@ class OrthogonalityLossHook(HookBase):
         fraction=1.0,
         bound=1.3,
     ):
-        if isinstance(coeff, str) or not (math.isfinite(coeff) and coeff >= 0):
-            raise ValueError(f"OrthogonalityLossHook coeff must be a finite number >= 0, got {coeff}")
         if period < 1:
             raise ValueError(f"OrthogonalityLossHook period must be at least 1 (every step), got {period}")
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
-        if mode not in ("paper", "exact", "spectral"):
-            raise ValueError(f"orthogonality mode must be 'paper', 'exact' or 'spectral', got {mode!r}")
-        if mode == "spectral" and fraction != 1:
-            raise ValueError(f"the spectral penalty has no fraction of frequencies, got {fraction}")
-        # raises now and not at the first step
-        self._spectral = SpectralPenalty([], bound) if mode == "spectral" else None
-        if self._spectral is None:
-            orthogonality_losses([], mode, fraction)
-        self.coeff = coeff
-        self.mode = mode
-        self.include = include
-        self.exclude = exclude
-        self.period = period
-        self.log_period = log_period
-        self.fraction = fraction
-        self.bound = bound
-        self._loaded = {"vectors": []}
-        self._convs = {}
-        self._others = []
-        self._processes = 1
-        self._handle = None
+        check_penalty(coeff, mode, fraction, bound)
+        self.coeff, self.mode, self.fraction, self.bound = coeff, mode, fraction, bound
+        self.include, self.exclude = include, exclude
+        self.period, self.log_period = period, log_period
+        self.penalty = None
+        self._loaded = {}
+        self._handles = contextlib.ExitStack()
 
     def before_train(self):
-        model = unwrap(self.trainer.model)
-        convs = find_convolutions(model)
-        names = select(convs, self.include) if self.include else default_layers(model, convs)
-        excluded = select(convs, self.exclude)
-        self._convs = {
-            name: convs[name] for name in names if name not in excluded and convs[name].weight.requires_grad
-        }
-        left = [name for name in convs if name not in self._convs]
+        options = (self.mode, self.include, self.exclude, self.fraction, self.bound)
+        self.penalty = ModelPenalty(self.trainer.model, self.coeff, *options)
+        self.penalty.load_state_dict(self._loaded)
+        model, layers = unwrap(self.trainer.model), self.penalty.layers
+        left = [name for name in find_convolutions(model) if name not in layers]
         logger.info(
             "Orthogonality penalty (%s, gamma %g, every %d steps) on %d convolutions: %s; left out %d: %s",
             self.mode,
             self.coeff,
             self.period,
-            len(self._convs),
-            summary(self._convs),
+            len(layers),
+            count_by_module(layers),
             len(left),
-            summary(left),
+            count_by_module(left),
         )
-        if self._convs:
-            self._handle = model.register_forward_hook(self._add_loss)
+        if layers:
+            self._handles.enter_context(model.register_forward_hook(self._add_loss))
         else:
             logger.warning("The orthogonality penalty has no layer to act on: all are excluded or frozen")
-        # no other wrapper is known to average the gradients
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            self._processes = comm.get_world_size()
-            layers = self._convs
-            self._convs = _share(layers, self.mode, comm.get_rank(), self._processes)
-            self._others = [conv for name, conv in layers.items() if name not in self._convs]
-        if self._spectral is not None:
-            self._spectral = SpectralPenalty(self._convs.values(), self.bound)
-            self._spectral.load_state_dict(self._loaded)
 
     def state_dict(self):
-        """With mode "spectral" the vectors of this process's power iteration, else nothing."""
-        return {} if self._spectral is None else self._spectral.state_dict()
+        return self._loaded if self.penalty is None else self.penalty.state_dict()
 
     def load_state_dict(self, state):
         self._loaded = state
 
     def after_train(self):
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._handles.close()
 
     def _add_loss(self, model, _, output):
         # Without gradients it is no training step: PreciseBN runs the model in training mode, too.
         if not model.training or not torch.is_grad_enabled() or self.trainer.iter % self.period != 0:
             return None
-        if self._spectral is None:
-            losses = orthogonality_losses(self._convs.values(), self.mode, self.fraction)
-        else:
-            losses = self._spectral()
-        loss = self.coeff * self.period * self._processes * losses.sum()
-        # a gradient of 0 for the other layers: DistributedDataParallel waits for one from every process
-        loss = loss + sum(conv.weight[:0].sum() for conv in self._others)
+        loss, values = self.penalty()
+        loss = self.period * loss
         storage = self.trainer.storage
         if self.log_period and self.trainer.iter % self.log_period < self.period:
-            own = dict(zip(self._convs, losses.tolist(), strict=True))
-            values = {name: value for share in self._gather(own) for name, value in share.items()}
-            for name, value in values.items():
+            shares = self._gather(dict(zip(self.penalty.convs, values.tolist(), strict=True)))
+            by_layer = {name: value for share in shares for name, value in share.items()}
+            for name, value in by_layer.items():
                 storage.put_scalar(f"ortho/{name}", value, smoothing_hint=False)
-            storage.put_scalar("ortho/total", sum(values.values()), smoothing_hint=False)
+            storage.put_scalar("ortho/total", sum(by_layer.values()), smoothing_hint=False)
         if isinstance(output, torch.Tensor):
             # Detectron2 writes no parts of a loss that comes as one tensor.
-            storage.put_scalar("loss_ortho", sum(self._gather(loss.item())) / self._processes)
+            storage.put_scalar("loss_ortho", sum(self._gather(loss.item())) / self.penalty.processes)
             return output + loss
         if not isinstance(output, Mapping):
             raise TypeError(
@@ -230,15 +157,109 @@ class OrthogonalityLossHook(HookBase):
 
     def _gather(self, value):
         """A list of the values of all processes, in the first of them."""
-        return comm.gather(value) if self._processes > 1 else [value]
+        return comm.gather(value) if self.penalty.processes > 1 else [value]
 
 
-def _share(convs, mode, process, processes):
-    """The convolutions of one process: the dearest first, each to whom has the least to do so far."""
-    mode = "exact" if mode == "spectral" else mode  # the same layers are the large ones
-    cost = {name: orthogonality_multiply_adds(conv, mode) for name, conv in convs.items()}
-    shares = [{} for _ in range(processes)]
-    for name in sorted(convs, key=cost.get, reverse=True):
-        least = min(shares, key=lambda share: sum(cost[name] for name in share))
-        least[name] = convs[name]
-    return shares[process]
+class WhiteningHook(HookBase):
+    """Set the stem of each ISONet with ``whiten=True`` to whiten the training images, before the first step.
+
+    Images come from an iterator of its own over the trainer's ``data_loader``; of a generator they are used
+    up. See :func:`~iso_d2.engine.stem_whitening.whiten_stems_`.
+
+    Args:
+        images (int): how many images to look at, over all processes.
+
+    Raises:
+        ValueError: fewer than one image; in :meth:`before_train`, a model that gives the stem no images in
+            training, images that are not finite or all 0.
+    """
+
+    def __init__(self, images=512):
+        if images < 1:
+            raise ValueError(f"WhiteningHook needs at least one image, got {images}")
+        self.images = images
+
+    def before_train(self):
+        try:
+            whiten_stems_(unwrap(self.trainer.model), self.trainer.data_loader, self.images)
+        finally:
+            # Detectron2's grouping by aspect ratio keeps images for the next batch, of any iterator
+            for bucket in getattr(self.trainer.data_loader, "_buckets", ()):
+                bucket.clear()
+
+
+class IsometryHook(HookBase):
+    """Write how far each layer is from an isometry, and signal and gradient by depth, at every n-th step.
+
+    They are those of :func:`iso_d2.analysis.record_step`, of the network between image and heads (of an FPN
+    its bottom-up part), under ``isometry/`` and the dotted name in the model. Singular values cost a quarter
+    of a minute for a ResNet-50 on one CPU core; the rest costs no pass of its own. Only the main process
+    works.
+
+    Args:
+        period (int): steps; the first one is among them.
+
+    Raises:
+        ValueError: period below 1; in :meth:`before_train`, a model without convolutions.
+    """
+
+    def __init__(self, period):
+        if period < 1:
+            raise ValueError(f"IsometryHook period must be at least 1 (every step), got {period}")
+        self.period = period
+        self._values = None
+        self._recording = contextlib.ExitStack()
+
+    def before_train(self):
+        name, self._network = find_network(unwrap(self.trainer.model))
+        self._prefix = f"isometry/{name}." if name else "isometry/"
+        logger.info("Isometry of %s is written every %d steps", name or "the model", self.period)
+
+    def before_step(self):
+        if self.trainer.iter % self.period == 0 and comm.is_main_process():
+            self._values = self._recording.enter_context(record_step(self._network))
+
+    def after_step(self):
+        if self._values is not None:
+            for name, value in self._values().items():
+                self.trainer.storage.put_scalar(self._prefix + name, value, smoothing_hint=False)
+            self.after_train()
+
+    def after_train(self):
+        self._recording.close()
+        self._values = None
+
+
+class SignalHook(HookBase):
+    """Log, after the first step, how the signal of an isometric network goes through its layers.
+
+    The table is :func:`iso_d2.analysis.signal_table`. A warning names the SReLUs at which the network is
+    linear or dead, see :func:`iso_d2.analysis.signal_faults`. Only the main process works, and nothing is
+    done for a model without SReLU.
+    """
+
+    def __init__(self):
+        self._signal = None
+        self._recording = contextlib.ExitStack()
+
+    def before_step(self):
+        model = unwrap(self.trainer.model)
+        first = self.trainer.iter == self.trainer.start_iter and comm.is_main_process()
+        if first and any(isinstance(module, SReLU) for module in model.modules()):
+            self._signal = self._recording.enter_context(record_signal(model))
+
+    def after_step(self):
+        if self._signal is None:
+            return
+        logger.info("Signal in the first step:\n%s", signal_table(self._signal))
+        for fault in signal_faults(self._signal):
+            logger.warning(
+                "The network is %s. See docs/signal.md; SIGNAL 'scaled' (MODEL.ISONET, MODEL.UNET) keeps the "
+                "signal at a size that the thresholds meet.",
+                fault,
+            )
+        self.after_train()
+
+    def after_train(self):
+        self._recording.close()
+        self._signal = None

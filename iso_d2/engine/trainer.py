@@ -21,15 +21,13 @@ from ..data.mappers import AlbumentationsMapper
 from ..data.paths import dataset_root
 from ..data.stock_mapper import CheckedDatasetMapper
 from ..evaluation import build_evaluator
+from ..isometry.model import NORM_LAYERS
 from .checkpoint import IsoCheckpointer
 from .choices import penalty_coefficient, penalty_mode
-from .hooks import DeltaInitHook, OrthogonalityLossHook
-from .isometry_hook import IsometryHook, SignalHook
-from .layers import NORM_LAYERS
+from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
 from .schedule import epochs_to_iterations
-from .whitening import WhiteningHook
 
 # Where a meta-architecture's config says how many classes of objects it tells apart
 NUM_CLASSES_KEYS = {

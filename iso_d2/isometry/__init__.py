@@ -2,6 +2,7 @@
 
 from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square
 from .initialization import centre_, delta_init_, orthogonal_init_
+from .model import delta_init_model_, find_convolutions
 from .orthogonality import (
     conv_gram,
     orthogonality_loss,
@@ -25,6 +26,8 @@ __all__ = [
     "conv_gram",
     "conv_singular_values",
     "delta_init_",
+    "delta_init_model_",
+    "find_convolutions",
     "isometry_error",
     "orthogonal_init_",
     "orthogonality_loss",

@@ -32,7 +32,7 @@ def patch_moments(images, kernel_size, stride=1, dilation=1):
         in the order of a weight's (C, kh, kw); and int, the number of patches.
 
     Raises:
-        ValueError: images of another rank.
+        ValueError: images of another rank, or smaller than the kernel.
     """
     if images.dim() != 4:
         raise ValueError(f"patch_moments takes images (N, C, H, W), got shape {tuple(images.shape)}")
@@ -42,6 +42,11 @@ def patch_moments(images, kernel_size, stride=1, dilation=1):
     )
     sizes = zip(images.shape[2:], kernel_size, stride, dilation, strict=True)
     along = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes]
+    if min(along) < 1:
+        raise ValueError(
+            f"a kernel of size {kernel_size} reads more than images of {tuple(images.shape[2:])} pixels: "
+            "take larger ones"
+        )
     step = math.ceil(math.sqrt(math.prod(along) / MOST_PATCHES))
     stride = tuple(step * s for s in stride)
     size = images.shape[1] * math.prod(kernel_size)

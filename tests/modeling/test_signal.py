@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iso_d2.evaluation.isometry_signal import measure_signal
+from iso_d2.analysis import measure_signal
 from iso_d2.isometry import (
     ScaledConv2d,
     ScaledConvTranspose2d,

@@ -6,13 +6,11 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from iso_d2.engine.isometry_analysis import load_default_images, load_images, load_model
 from iso_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RISONET = CONFIGS / "quick" / "risonet20_shapes_cls.yaml"
-RESNET = CONFIGS / "cifar" / "resnet18_cifar10.yaml"
-NARROW_RESNET = ["MODEL.RESNETS.DEPTH", "8", "MODEL.RESNETS.OUT_FEATURES", "['res4']"]
+RESNET = CONFIGS / "cifar" / "resnet20_cifar10.yaml"
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def image(tmp_path):
 
 def small(*models, images, output, size=8, opts=()):
     arguments = [*map(str, models), "--output", str(output), "--images", str(images), "--size", str(size)]
-    narrow = ["MODEL.DEVICE", "cpu", "MODEL.ISONET.DEPTH", "8", *NARROW_RESNET]
+    narrow = ["MODEL.DEVICE", "cpu", "MODEL.ISONET.DEPTH", "8", "MODEL.RESNETS.DEPTH", "8"]
     return [*arguments, "--opts", *narrow, *map(str, opts)]
 
 
@@ -56,7 +54,7 @@ def test_before_and_after_training_and_batch_norm_beside(tool, image, trained, t
     tool.main(arguments)
     document = json.loads((output / "isometry.json").read_text())
     labels = ["risonet20_shapes_cls", "risonet20_shapes_cls, model_final", "arm/run, model_final"]
-    assert list(document["models"]) == [*labels, "resnet18_cifar10"]
+    assert list(document["models"]) == [*labels, "resnet20_cifar10"]
     before, after, same, resnet = document["models"].values()
 
     conv = "res2.0.branch.conv1"
@@ -76,8 +74,7 @@ def test_before_and_after_training_and_batch_norm_beside(tool, image, trained, t
 
     printed = capsys.readouterr().out
     assert "9 batch normalizations have the statistics of these images" in printed
-    (row,) = {line for line in printed.splitlines() if line.startswith("res2.0 ") and "0.75" in line}
-    assert row.split()[4:] == ["-3", "-2", "-1", "0.75"]
+    assert printed.count("Jacobian of") == 1
 
 
 @pytest.mark.parametrize(
@@ -112,31 +109,3 @@ def test_jacobian_may_be_left_out(tool, image, tmp_path):
     assert json.loads((output / "isometry.json").read_text())["models"][RISONET.stem]["jacobian"] == []
     with pytest.raises(SystemExit, match="0 or more images, got -1"):
         tool.main(["--jacobian-images", "-1", *small(RISONET, images=image, output=output)])
-
-
-def test_images_of_folders_and_data_sets(image, tmp_path):
-    Image.new("RGB", (200, 100), (1, 2, 3)).save(tmp_path / "a.png")
-    first, second = load_images([tmp_path], 5)
-    assert first.shape == second.shape == (20, 20, 3)
-    assert first[0, 0].tolist() == [1, 2, 3]
-    assert [x.shape for x in load_images([tmp_path / "a.png"], 1)] == [(64, 64, 3)]
-    assert [x.shape for x in load_images(["shapes_cls_test"], 3)] == [(32, 32, 3)] * 3
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image"):
-        load_images([tmp_path / "empty"], 1)
-
-
-def test_default_images_are_the_test_set_or_generated_ones(monkeypatch, tmp_path, log):
-    images, name = load_default_images(load_config(RISONET), 2)
-    assert (len(images), name) == (2, "shapes_cls_test")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    images, name = load_default_images(load_config(RESNET), 2)
-    assert (len(images), name) == (2, "shapes_test")
-    assert "No images of cifar10_test" in log.text
-
-
-def test_delta_initialisation_of_the_config_is_applied():
-    opts = ["MODEL.DEVICE", "cpu", *NARROW_RESNET, "MODEL.RESNETS.NORM", "", "ISO.DELTA_INIT.ENABLED", True]
-    model = load_model(load_config(RESNET, opts))
-    weight = model.backbone.res2[0].conv1.weight
-    assert torch.equal(weight[:, :, 1, 1], torch.eye(16))

@@ -10,8 +10,7 @@ from detectron2.engine import SimpleTrainer, create_ddp_model, launch
 from detectron2.utils import comm
 from torch.nn import functional as F
 
-from iso_d2.engine import Trainer, WhiteningHook
-from iso_d2.engine.layers import default_layers, find_convolutions
+from iso_d2.engine import Trainer, WhiteningHook, penalised_layers
 from iso_d2.modeling import ISONet
 
 
@@ -81,7 +80,7 @@ def test_whitened_weights_are_no_isometry_to_the_penalty_of_a_net_that_trains_th
     start(model, batches())
     other = engine_toys.ToyModel(tiny_net(whiten=False))
     other.load_state_dict(model.state_dict())
-    assert "backbone.stem.conv" not in default_layers(other, find_convolutions(other))
+    assert "backbone.stem.conv" not in penalised_layers(other)
     images = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(other.backbone(images), model.backbone(images))
 
@@ -106,6 +105,8 @@ def test_bad_input():
     model = engine_toys.ToyModel(tiny_net(whiten=True))
     with pytest.raises(ValueError, match="not finite, or all 0: look at the images"):
         start(model, [[{"image": torch.zeros(3, 16, 16)}]] * 9)
+    with pytest.raises(ValueError, match=r"reads more than images of \(2, 16\) pixels"):
+        start(model, [[{"image": torch.ones(3, 2, 16)}]])
     with pytest.raises(ValueError, match="no image reached the stem"):
         start(model, [])
     with pytest.raises(ValueError, match="no image reached the stem"):

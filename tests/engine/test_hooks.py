@@ -9,10 +9,37 @@ from detectron2.utils.events import JSONWriter
 from engine_toys import ToyModel, tiny_resnet, toy_batches
 from torch import nn
 
-from iso_d2.engine import IsometryHook, Trainer
-from iso_d2.engine.isometry_hook import SignalHook
+from iso_d2.engine import DeltaInitHook, IsometryHook, SignalHook, Trainer
 from iso_d2.isometry import conv_singular_values
 from iso_d2.modeling import ISONet
+
+
+def delta_init(model, start=0, **kwargs):
+    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.0))
+    trainer.register_hooks([DeltaInitHook(["backbone"], **kwargs)])
+    trainer.train(start, start)
+
+
+def test_delta_initialisation_before_the_first_step(log):
+    model = ToyModel(tiny_resnet())
+    delta_init(nn.DataParallel(model))
+    block = model.backbone.res3[0]
+    assert torch.equal(block.conv1.weight[:4, :, 1, 1], torch.eye(4)) and not block.conv2.weight.any()
+    assert "Delta initialisation of 7 convolutions: backbone.stem (1), backbone.res2 (4)" in log.text
+    assert "3 at the end of a residual branch are 0" in log.text
+    assert "7x7 kernels left as they are: backbone.stem.conv1" in log.text
+
+
+@pytest.mark.parametrize(
+    "kwargs, why",
+    [({"weights_loaded": True}, "weights were loaded"), ({"start": 5}, "the training was resumed")],
+)
+def test_loaded_weights_stay(kwargs, why, log):
+    model = ToyModel(tiny_resnet())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    delta_init(model, **kwargs)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert f"No delta initialisation: {why}" in log.text
 
 
 def train(model, period, steps, folder, lr=0.0):
@@ -101,7 +128,7 @@ def first_step(net, log):
     trainer.register_hooks([SignalHook()])
     trainer.train(0, 2)
     assert not any(m._forward_hooks for m in net.modules())
-    return [record for record in log.records if record.name == "iso_d2.engine.isometry_hook"]
+    return [record for record in log.records if record.name == "iso_d2.engine.hooks"]
 
 
 def test_the_first_step_s_signal_is_logged_once(log):
@@ -109,23 +136,24 @@ def test_the_first_step_s_signal_is_logged_once(log):
     assert "backbone.res2.0.srelu" in table.getMessage() and "mean square" in table.getMessage()
     assert fault.levelname == "WARNING"
     assert (
-        "linear (below 0.1% of the values held) at 3 of 3 SReLUs: backbone.stem.srelu" in fault.getMessage()
+        "linear (below 0.1% of the values clipped) at 3 of 3 SReLUs: backbone.stem.srelu"
+        in fault.getMessage()
     )
 
 
 def test_a_dead_network_is_named(log):
     _, fault = first_step(ISONet(8, False, stem="cifar", srelu_init=100.0, out_features=["res2"]), log)
-    assert "dead (above 99% held) at 3 of 3" in fault.getMessage()
+    assert "dead (above 99% clipped) at 3 of 3" in fault.getMessage()
 
 
 def test_a_network_without_srelu_has_no_such_signal(log):
     assert first_step(tiny_resnet(), log) == []
 
 
-def test_held_shares_and_mean_squares_are_written(tmp_path):
+def test_shares_of_clipped_values_and_mean_squares_are_written(tmp_path):
     net = ISONet(8, True, stem="cifar", srelu_init=0.2, out_features=["res2"])
     (step,) = train(ToyModel(net), 1, 1, tmp_path)
-    # three channels of a constant image at 100 / 255, 13 of zeros, which are held
+    # three channels of a constant image at 100 / 255, 13 of zeros, which are clipped
     assert step["backbone.stem.srelu_held"] == pytest.approx(13 / 16)
     assert step["backbone.stem.conv_mean_square"] == pytest.approx(3 / 16 * (100 / 255) ** 2)
     square = 3 / 16 * (100 / 255) ** 2 + 13 / 16 * 0.2**2

@@ -1,8 +1,8 @@
-"""Everything that is known about the isometry of a model: built, loaded and measured as a config says."""
+"""The isometry of a model that is built, loaded and fed with images as a config says."""
 
+import itertools
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -10,22 +10,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from ..evaluation.isometry_jacobian import measure_jacobian
-from ..evaluation.isometry_layers import (
-    find_network,
-    measure_convolutions,
-    measure_scales,
-    measure_thresholds,
-)
-from ..evaluation.isometry_network import (
-    calibrate_batch_norm,
-    measure_depth,
-    network_input,
-)
-from ..evaluation.isometry_signal import measure_signal
+from ..analysis import analyze
 from ..files import IMAGE_SUFFIXES, read_image
+from ..isometry import delta_init_model_
 from .checkpoint import IsoCheckpointer
-from .hooks import DeltaInitHook
+from .stem_whitening import whiten_stems_
 
 GENERATED = "shapes_test"
 
@@ -51,10 +40,8 @@ def load_images(paths, number, size=None):
     """
     if number < 1 or (size is not None and size < 1):
         raise ValueError(f"number and size of the images must be at least 1, got {number} and {size}")
-    images = []
-    for path in paths:
-        if len(images) < number:
-            images += [_pixels(source) for source in _sources(path)[: number - len(images)]]
+    sources = (source for path in paths for source in _sources(path))
+    images = [_pixels(source) for source in itertools.islice(sources, number)]
     if not images:
         raise ValueError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
     size = size or min(64, *(n for image in images for n in image.shape[:2]))
@@ -77,14 +64,13 @@ def load_default_images(cfg, number, size=None):
     return load_images([GENERATED], number, size), GENERATED
 
 
-def load_model(cfg):
+def load_model(cfg, batch):
     """A model as its training starts or as a checkpoint has it, in evaluation mode.
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS names the checkpoint; "" for the initialisation, ISO.DELTA_INIT included.
-
-    Returns:
-        nn.Module
+        batch (list[dict]): images as the model takes them, for a stem that whitens (MODEL.ISONET.WHITEN) in
+            place of the training images.
 
     Raises:
         FileNotFoundError, ValueError: as in :meth:`IsoCheckpointer.load`.
@@ -93,59 +79,36 @@ def load_model(cfg):
     model = build_model(cfg).eval()
     if cfg.MODEL.WEIGHTS:
         IsoCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    elif cfg.ISO.DELTA_INIT.ENABLED:
-        hook = DeltaInitHook(cfg.ISO.DELTA_INIT.INCLUDE)
-        hook.trainer = SimpleNamespace(model=model, start_iter=0)
-        hook.before_train()
+        return model
+    if cfg.ISO.DELTA_INIT.ENABLED:
+        delta_init_model_(model, cfg.ISO.DELTA_INIT.INCLUDE)
+    whiten_stems_(model, [batch])
     return model
 
 
-def analyze(cfg, images, grid=0, jacobian_images=1):
-    """Measure the isometry of the network between image and heads, layer by layer and as a whole.
+def analyze_config(cfg, images, grid=0, jacobian_images=1):
+    """Build the model of a config and measure its isometry.
 
-    Layers are measured in the model's own dtype, the whole in float64. Without MODEL.WEIGHTS each batch
-    normalization takes the statistics of these images; they count as constants in gradient and Jacobian.
+    Without MODEL.WEIGHTS each batch normalization takes the statistics of these images, and a stem that is to
+    whiten its images whitens them.
 
     Args:
         cfg (CfgNode): the model, see :func:`load_model`, and INPUT.FORMAT.
         images (sequence[ndarray]): uint8 RGB, (H, W, 3), of one size.
-        grid (int): pixels an axis of the circular grid of the singular values, see
-            :func:`~iso_d2.evaluation.isometry_layers.measure_convolution`.
-        jacobian_images (int): the Jacobian is taken at so many of the images, the first ones.
+        grid, jacobian_images (int): as of :func:`iso_d2.analysis.analyze`.
 
     Returns:
-        dict: ``network``, its dotted name in the model; ``weights``, MODEL.WEIGHTS; ``input``, the shape of
-        the network's input; ``calibrated_norms``, how many normalizations took the images' statistics;
-        ``layers``, ``thresholds`` and ``scales`` as from :mod:`~iso_d2.evaluation.isometry_layers`;
-        ``signal`` as from :func:`~iso_d2.evaluation.isometry_signal.measure_signal`;
-        ``depth`` as from :func:`~iso_d2.evaluation.isometry_network.measure_depth`; ``jacobian``, for each of
-        its images as from :func:`~iso_d2.evaluation.isometry_jacobian.measure_jacobian`.
+        dict: ``weights``, MODEL.WEIGHTS, and what :func:`iso_d2.analysis.analyze` gives.
 
     Raises:
-        FileNotFoundError, ValueError: as in :func:`load_model`; images smaller than the network's stride;
-            jacobian_images below 0.
+        FileNotFoundError, ValueError: as in :func:`load_model` and :func:`iso_d2.analysis.analyze`.
     """
-    if jacobian_images < 0:
-        raise ValueError(f"the Jacobian is taken at 0 or more images, got {jacobian_images}")
-    model = load_model(cfg)
-    name, network = find_network(model)
-    inputs = network_input(model, network, [_to_tensor(image, cfg.INPUT.FORMAT) for image in images])
-    calibrated = 0 if cfg.MODEL.WEIGHTS else calibrate_batch_norm(network, inputs)
-    result = {
-        "network": name,
-        "weights": cfg.MODEL.WEIGHTS,
-        "input": list(inputs.shape),
-        "calibrated_norms": calibrated,
-        "layers": measure_convolutions(network, grid),
-        "thresholds": measure_thresholds(network),
-        "scales": measure_scales(network),
-        "signal": measure_signal(network, inputs),
-    }
-    network.double()
-    inputs = inputs.double()
-    result["depth"] = measure_depth(network, inputs)
-    result["jacobian"] = [measure_jacobian(network, image[None]) for image in inputs[:jacobian_images]]
-    return result
+    height, width = images[0].shape[:2]
+    batch = [
+        {"image": _to_tensor(image, cfg.INPUT.FORMAT), "height": height, "width": width} for image in images
+    ]
+    model, weights = load_model(cfg, batch), cfg.MODEL.WEIGHTS
+    return {"weights": weights, **analyze(model, batch, not weights, grid, jacobian_images)}
 
 
 def _sources(path):

@@ -1,21 +1,12 @@
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.modeling.backbone.resnet import BasicStem, ResNet
-from engine_toys import ToyModel, tiny_resnet, toy_batches
+from engine_toys import ToyModel, tiny_resnet
 from torch import nn
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
-from iso_d2.engine import DeltaInitHook
-from iso_d2.isometry import SharedScale, delta_init_
+from iso_d2.isometry import SharedScale, delta_init_, delta_init_model_, find_convolutions
 from iso_d2.modeling import ISONet
-
-
-def apply(model, *args, start=0, **kwargs):
-    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.0))
-    trainer.register_hooks([DeltaInitHook(*args, **kwargs)])
-    trainer.train(start, start)
-    return model
 
 
 def is_delta(conv):
@@ -33,7 +24,8 @@ def test_resnet101_without_norm_keeps_its_signal():
     torch.manual_seed(0)
     stages = ResNet.make_default_stages(101, norm="")
     net = ResNet(BasicStem(norm=""), stages, out_features=["stem", "res2", "res5"])
-    model = apply(ToyModel(net), ["backbone"])
+    model = ToyModel(net)
+    delta_init_model_(model, ["backbone"])
     image = torch.randn(1, 3, 64, 64)
     features = model.backbone(image)
     assert torch.equal(features["res2"][:, :64], features["stem"])
@@ -47,34 +39,45 @@ def test_resnet101_without_norm_keeps_its_signal():
     assert model.backbone(image)["res5"].max() > 0.5 * 2**33 * features["res5"].max()
 
 
-def test_what_becomes_of_each_layer(log):
+def test_what_becomes_of_each_layer():
     model = ToyModel(tiny_resnet())
     model.head = nn.Conv2d(8, 4, 3)
     model.up = nn.ConvTranspose2d(8, 4, 3)
     model.other = nn.Conv2d(8, 4, 3)
     stem, other = model.backbone.stem.conv1.weight.clone(), model.other.weight.clone()
-    apply(model, ["backbone", "head", "up"])
+    fates = delta_init_model_(model, ["backbone", "head", "up"])
     block = model.backbone.res3[0]
     assert is_delta(block.conv1) and is_delta(block.shortcut) and is_delta(model.head) and is_delta(model.up)
     assert not block.conv2.weight.any()
     assert not model.head.bias.any() and not model.up.bias.any()
     assert torch.equal(model.backbone.stem.conv1.weight, stem)
     assert torch.equal(model.other.weight, other)
-    assert "Delta initialisation of 9 convolutions" in log.text
-    assert "3 at the end of a residual branch are 0" in log.text
-    assert "7x7 kernels left as they are: backbone.stem.conv1" in log.text
+    by_fate = {fate: [name for name in fates if fates[name] == fate] for fate in ("delta", "zero", "kept")}
+    assert by_fate == {
+        "delta": [
+            "backbone.res2.0.conv1",
+            "backbone.res2.1.conv1",
+            "backbone.res3.0.shortcut",
+            "backbone.res3.0.conv1",
+            "head",
+            "up",
+        ],
+        "zero": ["backbone.res2.0.conv2", "backbone.res2.1.conv2", "backbone.res3.0.conv2"],
+        "kept": ["backbone.stem.conv1"],
+    }
 
 
 def test_torchvision_block():
     block = TorchvisionBlock(4, 4, norm_layer=lambda channels: nn.Identity())
-    apply(ToyModel(nn.ModuleDict({"block": block})), ["backbone"])
+    delta_init_model_(nn.ModuleDict({"block": block}), "block")
     assert is_delta(block.conv1)
     assert not block.conv2.weight.any()
 
 
 def test_no_zero_before_a_norm_layer():
-    model = apply(ToyModel(tiny_resnet(norm="BN")), ["backbone"])
-    assert is_delta(model.backbone.res3[0].conv2)
+    net = tiny_resnet(norm="BN")
+    delta_init_model_(net, "res3")
+    assert is_delta(net.res3[0].conv2)
 
 
 class ScaledBlock(nn.Module):
@@ -94,11 +97,11 @@ def test_no_zero_behind_a_scale():
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_()
-    model = apply(ToyModel(nn.ModuleList([block, net])), ["backbone"])
+    delta_init_model_(nn.ModuleList([block, net]), ["0", "1"])
     assert is_delta(block.conv2)
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) == 9 and all(map(is_delta, convs))
-    assert model.backbone[1].res2[0].scale.scale != 0  # only convolutions are touched
+    assert net.res2[0].scale.scale != 0  # only convolutions are touched
 
 
 class Stem(nn.Module):
@@ -110,22 +113,16 @@ class Stem(nn.Module):
 
 
 def test_no_zero_without_a_shortcut():
-    model = apply(ToyModel(Stem()), ["backbone"])
-    assert is_delta(model.backbone.conv3)
-
-
-@pytest.mark.parametrize(
-    "kwargs, start, why",
-    [({"weights_loaded": True}, 0, "weights were loaded"), ({}, 5, "the training was resumed")],
-)
-def test_loaded_weights_stay(kwargs, start, why, log):
-    model = ToyModel(tiny_resnet())
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    apply(model, ["backbone"], start=start, **kwargs)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert f"No delta initialisation: {why}" in log.text
+    stem = Stem()
+    delta_init_model_(stem, "*")
+    assert is_delta(stem.conv3)
 
 
 def test_pattern_that_matches_nothing():
     with pytest.raises(ValueError, match="'neck' matches no convolution"):
-        apply(ToyModel(tiny_resnet()), ["neck"])
+        delta_init_model_(tiny_resnet(), ["neck"])
+
+
+def test_offsets_of_deformable_convolutions_are_no_such_convolutions():
+    block = nn.ModuleDict({"conv2_offset": nn.Conv2d(4, 18, 3), "conv2": nn.ConvTranspose2d(4, 4, 3)})
+    assert list(find_convolutions(block)) == ["conv2"]

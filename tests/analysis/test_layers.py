@@ -3,7 +3,7 @@ import torch
 from engine_toys import ToyModel, tiny_resnet
 from torch import nn
 
-from iso_d2.evaluation.isometry_layers import (
+from iso_d2.analysis.layers import (
     find_blocks,
     find_network,
     measure_convolution,

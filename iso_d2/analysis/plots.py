@@ -1,4 +1,7 @@
-"""Pictures of what the other isometry_* files measure, of several models beside each other."""
+"""Pictures of what the other files here measure, of several models beside each other.
+
+Each function takes what was measured in a dict by the models' names, and the path of the PNG file to write.
+"""
 
 from itertools import accumulate
 
@@ -11,13 +14,7 @@ LABELS = 60
 
 
 def plot_layers(models, path):
-    """The range of singular values of every convolution, one panel a model, to a PNG file.
-
-    Args:
-        models (dict[str, dict]): by a model's name, what
-            :func:`~iso_d2.evaluation.isometry_layers.measure_convolutions` gives.
-        path (str or Path): the file.
-    """
+    """The range of singular values of every convolution (``layers`` of `analyze`), a panel for each model."""
     figure = Figure(figsize=(12, 1 + 3.2 * len(models)), layout="constrained")
     panels = figure.subplots(len(models), 1, squeeze=False, sharey=True)[:, 0]
     for axes, (label, layers) in zip(panels, models.items(), strict=True):
@@ -25,25 +22,17 @@ def plot_layers(models, path):
             [max(layer[f"sigma_{which}"], FLOOR) for layer in layers.values()]
             for which in ("min", "median", "max")
         )
-        axes.vlines(range(len(layers)), low, high, color="tab:blue", linewidth=3, alpha=0.5)
-        axes.plot(range(len(layers)), high, "_", color="tab:blue")
-        axes.plot(range(len(layers)), low, "_", color="tab:blue", label="smallest to largest")
-        axes.plot(range(len(layers)), median, "o", color="tab:red", markersize=4, label="median")
+        axes.vlines(range(len(layers)), low, high, "tab:blue", linewidth=4, label="smallest to largest")
+        axes.plot(median, "o", color="tab:red", markersize=4, label="median")
         axes.set_title(label)
         axes.set_ylabel(f"singular value (at least {FLOOR:g})")
-        _finish(axes, list(layers))
+        _logarithmic(axes, list(layers))
     panels[0].legend(loc="lower left", fontsize=8)
     figure.savefig(str(path), dpi=110)
 
 
 def plot_depth(models, path):
-    """Signal and gradient by depth, all models in each of three panels, to a PNG file.
-
-    Args:
-        models (dict[str, dict]): by a model's name, what
-            :func:`~iso_d2.evaluation.isometry_network.measure_depth` gives.
-        path (str or Path): the file.
-    """
+    """Signal and gradient by depth (``depth`` of `analyze`), all models in each of three panels."""
     figure = Figure(figsize=(12, 11), layout="constrained")
     panels = figure.subplots(3, 1)
     titles = {
@@ -59,19 +48,13 @@ def plot_depth(models, path):
             shift = len(longest) - len(points) if quantity == "gradient_norm" else 0
             axes.plot(range(shift, len(longest))[: len(values)], values, "o-", markersize=3, label=label)
         axes.set_title(title)
-        _finish(axes, list(longest))
+        _logarithmic(axes, list(longest))
     panels[0].legend(fontsize=8)
     figure.savefig(str(path), dpi=110)
 
 
 def plot_jacobian(models, path):
-    """Singular values of the Jacobians in descending order, a panel for each start, to a PNG file.
-
-    Args:
-        models (dict[str, list[dict]]): by a model's name, for each image what
-            :func:`~iso_d2.evaluation.isometry_jacobian.measure_jacobian` gives.
-        path (str or Path): the file.
-    """
+    """Descending singular values of the Jacobians (``jacobian`` of `analyze`), a panel for each start."""
     starts = sorted({start for images in models.values() for image in images for start in image})
     figure = Figure(figsize=(6 * len(starts), 4.5), layout="constrained")
     panels = figure.subplots(1, len(starts), squeeze=False, sharey=True)[0]
@@ -82,9 +65,7 @@ def plot_jacobian(models, path):
                 edges = [0.0, *accumulate(found["shares"])]
                 label = label if i == 0 else None
                 axes.stairs(values, edges, baseline=None, color=f"C{number}", alpha=0.7, label=label)
-        axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        _logarithmic(axes)
         axes.set_title("from the image" if start == "image" else "from the stem's output")
         axes.set_xlabel("share of the singular values")
     panels[0].set_ylabel(f"singular value (at least {FLOOR:g})")
@@ -92,11 +73,12 @@ def plot_jacobian(models, path):
     figure.savefig(str(path), dpi=110)
 
 
-def _finish(axes, names):
+def _logarithmic(axes, names=()):
     """A logarithmic axis with a line at 1, and under the other one as many names as can be read."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-    step = -(-len(names) // LABELS)
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=6)
-    axes.margins(x=0.01)
+    if names:
+        step = -(-len(names) // LABELS)
+        axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=6)
+        axes.margins(x=0.01)

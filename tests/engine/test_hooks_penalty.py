@@ -5,14 +5,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.hooks import PeriodicWriter
-from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.utils.events import JSONWriter
-from engine_toys import ToyModel, tiny_resnet, toy_batches
+from engine_toys import ToyModel, penalised_training, tiny_resnet, toy_batches, toy_with_random_weights
 from torch import nn
 
 from iso_d2.engine import OrthogonalityLossHook
-from iso_d2.modeling import ISONet
+from iso_d2.isometry import SpectralPenalty
 
 
 class EachStep(HookBase):
@@ -47,32 +45,22 @@ def paper_penalty(conv):
     return 0.5 * gram.square().sum().item()
 
 
-RESNET_LAYERS = [
-    "backbone.res2.0.conv1",
-    "backbone.res2.0.conv2",
-    "backbone.res2.1.conv1",
-    "backbone.res2.1.conv2",
-    "backbone.res3.0.shortcut",
-    "backbone.res3.0.conv1",
-    "backbone.res3.0.conv2",
-]
-
-
-def penalised(model, **kwargs):
-    """Names of the layers that the hook writes."""
-    (losses,) = train(model, OrthogonalityLossHook(1e-4, **kwargs), steps=1)
-    return [name[len("ortho/") :] for name in losses if name.startswith("ortho/") and name != "ortho/total"]
+def paper_penalties(model):
+    """Of the toy model's convolutions but its 7x7 stem."""
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    return {name: paper_penalty(conv) for name, conv in convs.items() if "stem" not in name}
 
 
 def test_stock_trainer_and_model_with_one_hook(tmp_path):
     model = ToyModel(tiny_resnet())
-    expected = {name: paper_penalty(model.get_submodule(name)) for name in RESNET_LAYERS}
+    expected = paper_penalties(model)
     writer = PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], period=1)
     train(model, OrthogonalityLossHook(0.1), steps=2, more_hooks=[writer])
     first, second = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
 
-    assert {name: first[f"ortho/{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert first["ortho/total"] == pytest.approx(sum(expected.values()), rel=1e-5)
+    by_layer = {name[len("ortho/") :]: value for name, value in first.items() if name.startswith("ortho/")}
+    assert by_layer.pop("total") == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert by_layer == pytest.approx(expected, rel=1e-5)
     assert first["loss_ortho"] == pytest.approx(0.1 * sum(expected.values()), rel=1e-5)
     assert first["total_loss"] == pytest.approx(first["loss_toy"] + first["loss_ortho"], rel=1e-5)
     assert second["loss_ortho"] > 0
@@ -92,7 +80,7 @@ class TensorModel(ToyModel):
 
 def test_model_that_returns_a_tensor():
     model = TensorModel(tiny_resnet(), task_loss=False)
-    expected = 0.1 * sum(paper_penalty(model.get_submodule(name)) for name in RESNET_LAYERS)
+    expected = 0.1 * sum(paper_penalties(model).values())
     (losses,) = train(model, OrthogonalityLossHook(0.1), steps=1)
     assert losses["loss_ortho"] == pytest.approx(expected, rel=1e-5)
     assert losses["total_loss"] == pytest.approx(1.0 + expected, rel=1e-5)
@@ -141,14 +129,9 @@ def test_it_is_gone_after_a_failed_training():
     assert list(model(next(toy_batches()))) == ["loss_toy"]
 
 
-def test_wrapped_model():
-    model = nn.DataParallel(ToyModel(tiny_resnet()))
-    assert penalised(model) == RESNET_LAYERS
-
-
 def test_float32_under_autocast():
     model = ToyModel(tiny_resnet())
-    expected = 0.1 * sum(paper_penalty(model.get_submodule(name)) for name in RESNET_LAYERS)
+    expected = 0.1 * sum(paper_penalties(model).values())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (losses,) = train(model, OrthogonalityLossHook(0.1), steps=1)
     assert losses["loss_ortho"] == pytest.approx(expected, rel=1e-6)
@@ -183,92 +166,38 @@ def test_layers_are_written_at_the_first_penalised_step_of_each_log_period():
     assert not any(name.startswith("ortho/") for losses in never for name in losses)
 
 
-def test_default_leaves_out_the_layers_of_an_fpn():
-    model = ToyModel(None)
-    model.backbone = FPN(tiny_resnet(), ["res3"], 8, top_block=LastLevelP6P7(8, 8, "res3"))
-    model.head = nn.Conv2d(8, 8, 3)
-    expected = [name.replace("backbone.", "backbone.bottom_up.") for name in RESNET_LAYERS]
-    assert penalised(model) == expected
+def test_the_spectral_penalty_enters_the_losses_and_goes_on():
+    model = toy_with_random_weights()
+    hook = OrthogonalityLossHook(0.1, mode="spectral", bound=0.5, log_period=1)
+    result = penalised_training(model, hook)
+    fresh = toy_with_random_weights()
+    convs = [fresh.get_submodule(name) for name in result["layers"]]
+    assert result["written"]["loss_ortho"] == pytest.approx(0.1 * SpectralPenalty(convs, 0.5)().sum().item())
+    state = hook.state_dict()
+    shapes = {tuple(conv.weight.shape) + conv.stride for conv in convs}
+    assert [vectors.shape[0] for vectors in state["vectors"]] == [2] * len(shapes)
+    again = OrthogonalityLossHook(0.1, mode="spectral", bound=0.5)
+    again.load_state_dict(state)
+    assert again.state_dict() is state  # saved before the training goes on
+    train(model, again, steps=0)
+    assert torch.equal(again.penalty()[1], hook.penalty()[1])
+    assert OrthogonalityLossHook(0.1).state_dict() == {}
 
 
-def test_default_leaves_out_7x7_kernels_and_3_channel_inputs():
+def test_a_model_whose_layers_are_all_frozen(log):
     model = ToyModel(tiny_resnet())
-    model.backbone.wide = nn.Conv2d(4, 4, 7)
-    model.backbone.first = nn.Conv2d(3, 4, 3)
-    model.backbone.other = nn.Conv2d(4, 4, 5)
-    assert penalised(model) == [*RESNET_LAYERS, "backbone.other"]
-
-
-class TwoParts(ToyModel):
-    """An ISONet as backbone, blocks of another one in the head, and layers that are neither."""
-
-    def __init__(self):
-        super().__init__(ISONet(8, residual=True, stem="cifar", out_features=["res4"]))
-        self.rpn_head = nn.Conv2d(64, 8, 3)
-        self.roi_heads = nn.Module()
-        self.roi_heads.res5 = ISONet(8, residual=True, stem="cifar").res3
-
-
-def test_default_takes_isonet_blocks_wherever_they_are():
-    names = penalised(TwoParts())
-    parts = {name.split(".")[0] for name in names}
-    assert parts == {"backbone", "roi_heads"}
-    # 6n + 2 with n = 1: 3 blocks of 2 convolutions and 2 projections; the stem sees 3 channels.
-    assert len(names) == (3 * 2 + 2) + (2 + 1)
-
-
-def test_include_and_exclude():
-    model = ToyModel(tiny_resnet())
-    assert penalised(model, include=["backbone.stem", "*.shortcut"]) == [
-        "backbone.stem.conv1",
-        "backbone.res3.0.shortcut",
-    ]
-    assert penalised(model, include=["backbone.res2"]) == RESNET_LAYERS[:4]
-    assert penalised(model, exclude=["backbone.res[23].*.conv1", "backbone.res3"]) == [
-        "backbone.res2.0.conv2",
-        "backbone.res2.1.conv2",
-    ]
-
-
-def test_frozen_layers_are_left_out(log):
-    model = ToyModel(tiny_resnet())
-    model.backbone.freeze(2)  # stem and res2
-    assert penalised(model) == RESNET_LAYERS[4:]
-    assert "on 3 convolutions: backbone.res3 (3)" in log.text
     model.backbone.requires_grad_(False)
     model.free = nn.Parameter(torch.zeros(()))
-    hook = OrthogonalityLossHook(0.1)
-    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.1))
-    trainer.register_hooks([hook])
-    trainer.train(0, 0)
+    train(model, OrthogonalityLossHook(0.1), steps=0)
     assert "no layer to act on" in log.text
 
 
-def test_pattern_that_matches_nothing():
+def test_it_logs_what_it_takes_and_what_it_leaves(log):
     model = ToyModel(tiny_resnet())
-    with pytest.raises(
-        ValueError, match=r"'backbone\.res4' matches no convolution.*backbone\.res2, backbone\.res3"
-    ):
-        penalised(model, include=["backbone.res2", "backbone.res4"])
-    with pytest.raises(ValueError, match=r"'\*\.bottom_up' matches no convolution"):
-        penalised(model, exclude=["*.bottom_up"])
-
-
-class NoBackbone(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Conv2d(3, 3, 1)
-
-    def forward(self, batch):
-        return {"loss": self.net(batch[0]["image"].float()).sum()}
-
-
-def test_model_without_backbone_needs_include():
-    with pytest.raises(
-        ValueError, match=r"NoBackbone has neither an ISONet, a UNet nor a module `backbone`.*include.*net"
-    ):
-        penalised(NoBackbone())
-    assert penalised(NoBackbone(), include=["net"]) == ["net"]
+    train(model, OrthogonalityLossHook(0.1, exclude=["backbone.res2"]), steps=0)
+    assert (
+        "on 3 convolutions: backbone.res3 (3); left out 5: backbone.stem (1), backbone.res2 (4)" in log.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,6 +205,8 @@ def test_model_without_backbone_needs_include():
     [
         ({"coeff": -1e-4}, "coeff must be a finite number >= 0, got -0.0001"),
         ({"coeff": float("nan")}, "got nan"),
+        ({"coeff": 1.0, "mode": "spectral", "fraction": 0.5}, r"no fraction of frequencies, got 0\.5"),
+        ({"coeff": 1.0, "mode": "spectral", "bound": 0}, "bound of singular values"),
         ({"coeff": 1.0, "period": 0}, "period must be at least 1 .* got 0"),
         ({"coeff": 1.0, "log_period": -1}, "log_period must be >= 0 .* got -1"),
         ({"coeff": 1.0, "mode": "papers"}, "'papers'"),

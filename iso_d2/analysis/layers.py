@@ -1,12 +1,13 @@
 """How far each layer of a network is from an isometry: convolutions, SReLU thresholds, residual scales."""
 
+import contextlib
 import math
 
 import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
-from ..isometry import SharedScale, SReLU, conv_singular_values, orthogonality_losses
+from ..isometry import SharedScale, SReLU, conv_singular_values, find_convolutions, orthogonality_losses
 
 
 def find_network(model):
@@ -22,21 +23,13 @@ def find_network(model):
     Raises:
         ValueError: there is no convolution in it.
     """
-    name, network = "", model
-    for path in ("backbone.bottom_up", "backbone", "unet"):
-        try:
-            name, network = path, model.get_submodule(path)
+    for name in ("backbone.bottom_up", "backbone", "unet", ""):
+        with contextlib.suppress(AttributeError):
+            network = model.get_submodule(name)
             break
-        except AttributeError:
-            continue
     if not find_convolutions(network):
         raise ValueError(f"{type(model).__name__} has no nn.Conv2d or nn.ConvTranspose2d to analyse")
     return name, network
-
-
-def find_convolutions(network):
-    """dict[str, nn.Conv2d or nn.ConvTranspose2d]: by dotted name, in the order of the modules."""
-    return {n: m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
 
 
 def find_blocks(network):
@@ -67,8 +60,7 @@ def smallest_grid(kernel_size, stride):
     grid samples more frequencies of larger kernels, so that the range of the singular values can only grow.
 
     Args:
-        kernel_size (tuple[int, int]): in pixels.
-        stride (tuple[int, int]): in pixels.
+        kernel_size, stride ((int, int)): in pixels.
 
     Returns:
         tuple[int, int]: height and width in pixels, divisible by the stride.
@@ -123,7 +115,8 @@ def measure_convolutions(network, grid=0):
         dict[str, dict]: by dotted name, in the order of the modules: what :func:`measure_convolution` gives,
         ``gram_paper`` and ``gram_exact``, which is 1/2 ||Gram - delta||^2 in the two modes of
         :func:`iso_d2.isometry.orthogonality_loss`, ``shape`` of the weight, ``stride``, ``groups``,
-        ``transposed``.
+        ``transposed``; and ``centred``, whether training keeps the means of its kernels at 0. A constant
+        image then gives 0, so that the error is at least 1, unless it gives fewer values than it reads.
     """
     convs = find_convolutions(network)
     grams = {mode: orthogonality_losses(convs.values(), mode).tolist() for mode in ("paper", "exact")}
@@ -133,6 +126,7 @@ def measure_convolutions(network, grid=0):
             "stride": list(conv.stride),
             "groups": conv.groups,
             "transposed": isinstance(conv, nn.ConvTranspose2d),
+            "centred": getattr(conv, "centred", False),
             **measure_convolution(conv, grid),
             "gram_paper": grams["paper"][i],
             "gram_exact": grams["exact"][i],
@@ -149,10 +143,10 @@ def measure_thresholds(network):
         dict[str, dict]: ``min``, ``mean`` and ``max`` over the channels by the dotted name of each SReLU;
         empty where there is none.
     """
-    thresholds = {n: m.threshold for n, m in network.named_modules() if isinstance(m, SReLU)}
     return {
-        name: {"min": b.min().item(), "mean": b.mean().item(), "max": b.max().item()}
-        for name, b in thresholds.items()
+        name: {which: getattr(module.threshold, which)().item() for which in ("min", "mean", "max")}
+        for name, module in network.named_modules()
+        if isinstance(module, SReLU)
     }
 
 

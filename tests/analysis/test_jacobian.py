@@ -1,17 +1,10 @@
 import pytest
 import torch
-from engine_toys import tiny_resnet
 from torch import nn
 
-from iso_d2.evaluation import isometry_jacobian
-from iso_d2.evaluation.isometry_jacobian import measure_jacobian, summarize_spectrum
-from iso_d2.evaluation.isometry_network import (
-    BlockRecorder,
-    calibrate_batch_norm,
-    measure_depth,
-    network_input,
-)
-from iso_d2.modeling import ImageClassifier, ISONet, UNet
+from iso_d2.analysis import jacobian
+from iso_d2.analysis.jacobian import measure_jacobian, summarize_spectrum
+from iso_d2.modeling import ISONet
 
 
 def dense(network, shape):
@@ -61,7 +54,7 @@ def test_lanczos_finds_the_density(monkeypatch):
     network[0].weight.data.normal_()
     image = torch.randn(1, 2, 12, 12, dtype=torch.float64)
     exact = measure_jacobian(network, image)["image"]
-    monkeypatch.setattr(isometry_jacobian, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(jacobian, "EXACT_UP_TO", 0)
     found = measure_jacobian(network, image)["image"]
     assert found["method"] == "lanczos"
     assert sum(found["shares"]) == pytest.approx(1)
@@ -73,7 +66,7 @@ def test_lanczos_finds_the_density(monkeypatch):
 
 
 def test_lanczos_ends_where_there_are_few_different_values(monkeypatch):
-    monkeypatch.setattr(isometry_jacobian, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(jacobian, "EXACT_UP_TO", 0)
     network = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False)).double()
     network[0].weight.data[:, :, 0, 0] = torch.diag(torch.tensor([3.0, 0.0]))
     found = measure_jacobian(network, torch.zeros(1, 2, 20, 20, dtype=torch.float64))["image"]
@@ -96,77 +89,3 @@ def test_summary_by_hand():
     summary = summarize_spectrum([8.0, 4, 2, 1, 0], [0.1, 0.1, 0.2, 0.1, 0.5])
     assert summary == {"share": pytest.approx(0.5), "max": 8, "q95": 8, "median": 2, "q05": 1}
     assert summarize_spectrum([0.0], [1.0]) == {"share": 0, "max": 0, "q95": 0, "median": 0, "q05": 0}
-
-
-class Doubling(nn.Module):
-    def __init__(self, factor):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 1, bias=False)
-        nn.init.constant_(self.conv.weight, factor)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-def test_signal_and_gradient_by_hand():
-    network = nn.Sequential(Doubling(2.0), Doubling(3.0), nn.MaxPool2d(2), Doubling(5.0))
-    images = torch.full((2, 1, 4, 4), 0.5)
-    depth = measure_depth(network, images)
-    assert list(depth) == ["input", "0", "1", "3"]
-    assert [x["signal_rms"] for x in depth.values()] == pytest.approx([1, 2, 6, 30])
-    # pooling leaves 4 of 16 pixels, the norm is half
-    assert [x["signal_norm"] for x in depth.values()] == pytest.approx([1, 2, 6, 15])
-    assert [x["gradient_norm"] for x in depth.values()] == pytest.approx([30, 15, 5, 1])
-    assert all(p.requires_grad for p in network.parameters())
-
-
-def test_residual_net_at_its_start_keeps_signal_and_gradient():
-    network = ISONet(8, True, stem="cifar", srelu_init=-100.0, out_features=["res2"]).eval()
-    depth = measure_depth(network, torch.randn(2, 3, 8, 8))
-    assert list(depth) == ["stem", "res2.0"]
-    for point in depth.values():
-        assert list(point.values()) == pytest.approx([1, 1, 1], rel=1e-5)
-
-
-def test_depth_of_a_unet_is_in_the_order_of_execution():
-    depth = measure_depth(UNet(base_channels=2, depth=2).eval(), torch.randn(1, 3, 8, 8))
-    assert list(depth) == ["input", "encoder.0", "encoder.1", "ups.0", "decoder.0"]
-
-
-def test_recorder_leaves_nothing_behind():
-    network = nn.Sequential(Doubling(1.0))
-    recorder = BlockRecorder(network)
-    network(torch.ones(1, 1, 1, 1))
-    assert list(recorder.points) == ["input", "0"]
-    recorder.detach()
-    recorder.points.clear()
-    network(torch.ones(1, 1, 1, 1))
-    assert recorder.points == {}
-
-
-def test_network_input_is_what_the_model_normalizes():
-    model = ImageClassifier(
-        backbone=ISONet(8, True, stem="cifar"), num_classes=2, pixel_mean=[10.0] * 3, pixel_std=[5.0] * 3
-    )
-    images = [torch.full((3, 8, 8), 20.0), torch.full((3, 8, 8), 0.0)]
-    found = network_input(model, model.backbone, images)
-    assert found[:, 0, 0, 0].tolist() == [2, -2]
-    assert model.training
-    with pytest.raises(ValueError, match="ISONet has a stride of 4 pixels in all, the images have 3"):
-        network_input(model, model.backbone, [torch.zeros(3, 3, 8)])
-
-
-def test_calibrated_norms_work_as_in_training_mode():
-    torch.manual_seed(0)
-    network = tiny_resnet(norm="BN")
-    images = torch.randn(4, 3, 16, 16) * 3 + 1
-    expected = network.train()(images)["res3"].detach()
-    momentum = network.stem.conv1.norm.momentum
-    assert calibrate_batch_norm(network, images) == 8
-    assert not any(module.training for module in network.modules())
-    assert network.stem.conv1.norm.momentum == momentum
-    # running variances have n - 1 in the denominator
-    assert torch.allclose(network(images)["res3"], expected, rtol=0.1, atol=0.1)
-    assert calibrate_batch_norm(tiny_resnet(), images) == 0
-    with pytest.raises(ValueError, match="1 of 4x4 pixels leave it a single value a channel"):
-        calibrate_batch_norm(network, images[:1, :, :4, :4])

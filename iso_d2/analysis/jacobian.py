@@ -1,8 +1,11 @@
 """Singular values of the Jacobian of a whole network at a given image."""
 
+from bisect import bisect_left
+from itertools import accumulate
+
 import torch
 
-from .isometry_network import record_points
+from .network import trace_points
 
 # Up to this many singular values the Jacobian is formed; above, its density is estimated
 EXACT_UP_TO = 1024
@@ -11,7 +14,7 @@ LANCZOS_STEPS = 32
 PROBES = 4
 
 
-def measure_jacobian(network, image, seed=0):
+def measure_jacobian(network, image):
     """Singular values of the Jacobian of the last block's output at one image.
 
     Up to EXACT_UP_TO of them the Jacobian is formed row by row by vector-Jacobian products, or column by
@@ -24,7 +27,6 @@ def measure_jacobian(network, image, seed=0):
     Args:
         network (nn.Module): in evaluation mode; for Lanczos' method better in float64.
         image (Tensor): (1, C, H, W), the network's input, in the network's dtype.
-        seed (int): of the directions.
 
     Returns:
         dict[str, dict]: "image": from the network's input, and, where there is a stem, "stem": from its
@@ -32,11 +34,11 @@ def measure_jacobian(network, image, seed=0):
         in all, ``method``, "exact" or "lanczos", ``rows``, ``columns`` and what
         :func:`summarize_spectrum` gives.
     """
-    points, images = record_points(network, image.expand(PROBES, -1, -1, -1))
+    points, images = trace_points(network, image.expand(PROBES, -1, -1, -1))
     first = next(iter(points))
     starts = {"image": images} | ({"stem": points["stem"]} if first == "stem" else {})
     last = list(points.values())[-1]
-    return {name: _spectrum(_Jacobian(start, last), seed) for name, start in starts.items()}
+    return {name: _spectrum(start, last) for name, start in starts.items()}
 
 
 def summarize_spectrum(values, shares):
@@ -54,50 +56,37 @@ def summarize_spectrum(values, shares):
         ``median`` and ``q05``: 5 %, 50 % and 95 % of them are not smaller than the last three.
     """
     above = [(v, s) for v, s in zip(values, shares, strict=True) if v > 1e-3 * values[0]]
-    total, so_far, quantiles = sum(share for _, share in above), 0.0, {}
-    for value, share in above:
-        so_far += share
-        for name, level in (("q95", 0.05), ("median", 0.5), ("q05", 0.95)):
-            if so_far >= level * total * (1 - 1e-9):
-                quantiles.setdefault(name, value)
-    return {"share": total, "max": values[0], **(quantiles or dict.fromkeys(("q95", "median", "q05"), 0.0))}
+    so_far = list(accumulate(share for _, share in above))
+    total = so_far[-1] if above else 0.0
+    quantiles = {
+        name: above[bisect_left(so_far, level * total * (1 - 1e-9))][0] if above else 0.0
+        for name, level in (("q95", 0.05), ("median", 0.5), ("q05", 0.95))
+    }
+    return {"share": total, "max": values[0], **quantiles}
 
 
-class _Jacobian:
-    """Products with the Jacobian of `end` by `start`, both batches of PROBES copies of one image."""
+def _spectrum(start, end):
+    """The entry of one start, both batches of PROBES copies of one image, joined by a graph."""
+    cotangent = torch.zeros_like(end, requires_grad=True)
+    (pulled,) = torch.autograd.grad(end, start, cotangent, create_graph=True)
 
-    def __init__(self, start, end):
-        self.start, self.end = start, end
-        self.rows, self.columns = end[0].numel(), start[0].numel()
-        self._cotangent = torch.zeros_like(end, requires_grad=True)
-        (self._pulled,) = torch.autograd.grad(end, start, self._cotangent, create_graph=True)
+    def pull(vectors):  # (PROBES, rows) -> (PROBES, columns), J^T v
+        return torch.autograd.grad(end, start, vectors.view_as(end), retain_graph=True)[0].flatten(1)
 
-    def pull(self, vectors):
-        """(PROBES, rows) -> (PROBES, columns), J^T v."""
-        (out,) = torch.autograd.grad(self.end, self.start, vectors.view_as(self.end), retain_graph=True)
-        return out.flatten(1)
+    def push(vectors):  # (PROBES, columns) -> (PROBES, rows), J v
+        return torch.autograd.grad(pulled, cotangent, vectors.view_as(start), retain_graph=True)[0].flatten(1)
 
-    def push(self, vectors):
-        """(PROBES, columns) -> (PROBES, rows), J v."""
-        (out,) = torch.autograd.grad(
-            self._pulled, self._cotangent, vectors.view_as(self.start), retain_graph=True
-        )
-        return out.flatten(1)
-
-
-def _spectrum(jacobian, seed):
-    wide = jacobian.rows <= jacobian.columns
-    size = min(jacobian.rows, jacobian.columns)
-    apply, apply_back = (jacobian.pull, jacobian.push) if wide else (jacobian.push, jacobian.pull)
+    rows, columns = end[0].numel(), start[0].numel()
+    size = min(rows, columns)
+    apply, apply_back = (pull, push) if rows <= columns else (push, pull)
     if size <= EXACT_UP_TO:
-        values, method = _exact_values(apply, size, jacobian.end).tolist(), "exact"
-        shares = [1 / size] * size
+        values, shares, method = _exact_values(apply, size, end).tolist(), [1 / size] * size, "exact"
     else:
-        density = _lanczos(lambda v: apply_back(apply(v)), size, jacobian.end, seed)
+        density = _lanczos(lambda v: apply_back(apply(v)), size, end)
         (values, shares), method = (part.tolist() for part in density), "lanczos"
     return {
-        "rows": jacobian.rows,
-        "columns": jacobian.columns,
+        "rows": rows,
+        "columns": columns,
         "method": method,
         **summarize_spectrum(values, shares),
         "values": values,
@@ -106,16 +95,12 @@ def _spectrum(jacobian, seed):
 
 
 def _exact_values(apply, size, like):
-    basis = torch.eye(size, dtype=like.dtype, device=like.device)
-    parts = []
-    for start in range(0, size, PROBES):
-        part = basis[start : start + PROBES]
-        padded = torch.cat([part, part.new_zeros(PROBES - len(part), size)])
-        parts.append(apply(padded)[: len(part)])
-    return torch.linalg.svdvals(torch.cat(parts))
+    padded = -(-size // PROBES) * PROBES  # with rows of zeros
+    basis = torch.eye(padded, size, dtype=like.dtype, device=like.device)
+    return torch.linalg.svdvals(torch.cat([apply(part) for part in basis.split(PROBES)])[:size])
 
 
-def _lanczos(apply, size, like, seed):
+def _lanczos(apply, size, like):
     """Density of the square roots of the eigenvalues of a symmetric positive operator of `size` dimensions.
 
     Stochastic Lanczos quadrature: the eigenvalues of the tridiagonal matrix are the nodes, the squares of the
@@ -123,7 +108,7 @@ def _lanczos(apply, size, like, seed):
     before it. Where none is left the next one is rounding, which an entry of about 0 joins to the rest of the
     tridiagonal matrix, and so has no share.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     q = torch.randn(PROBES, size, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
     q = q / q.norm(dim=1, keepdim=True)
     basis, diagonal, beside = [q], [], []

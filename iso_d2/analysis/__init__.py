@@ -1,0 +1,22 @@
+"""The isometry of a model at given images: its layers, its signal and gradient by depth, its Jacobian."""
+
+from .jacobian import measure_jacobian
+from .layers import find_network, measure_convolutions
+from .network import catch_input, measure_depth, measure_signal, record_signal, record_step, signal_faults
+from .summary import analyze, describe, jacobian_table, signal_table
+
+__all__ = [
+    "analyze",
+    "catch_input",
+    "describe",
+    "find_network",
+    "jacobian_table",
+    "measure_convolutions",
+    "measure_depth",
+    "measure_jacobian",
+    "measure_signal",
+    "record_signal",
+    "record_step",
+    "signal_faults",
+    "signal_table",
+]
