@@ -10,8 +10,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
+from ..data.arrays import LabelledImages, register_labelled_images
 from ..data.batches import in_memory
-from ..data.labelled_images import LabelledImages, register_labelled_images
 from ..engine import Trainer, build_optimizer
 from ..engine.trainer import build_mapper
 from .networks import load_model

@@ -13,6 +13,8 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.nn import functional as F
 
+from .labels import LabelRange
+
 
 def flip_at_random(images, generator):
     """Mirror each image left to right with probability 1/2.
@@ -136,7 +138,9 @@ class EvaluationBatches:
     def __init__(self, images, labels, batch_size, rank=0, world_size=1):
         if batch_size < 1:
             raise ValueError(f"TEST.BATCH_SIZE must be at least 1, got {batch_size}")
-        share = evaluation_share(len(images), rank, world_size)
+        size, left = divmod(len(images), world_size)
+        start = rank * size + min(rank, left)
+        share = slice(start, start + size + (rank < left))
         self.images, self.labels = images[share], labels[share]
         self.batch_size = batch_size
 
@@ -147,13 +151,6 @@ class EvaluationBatches:
         for start in range(0, len(self.images), self.batch_size):
             batch = slice(start, start + self.batch_size)
             yield {"images": self.images[batch], "labels": self.labels[batch]}
-
-
-def evaluation_share(size, rank, world_size):
-    """Which of ``size`` images a process evaluates: slice."""
-    share, left = divmod(size, world_size)
-    start = rank * share + min(rank, left)
-    return slice(start, start + share + (rank < left))
 
 
 def in_memory(cfg, names):
@@ -167,14 +164,13 @@ def in_memory(cfg, names):
     Returns:
         bool
     """
-    if any(_is_segmentation(name) for name in names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
+    if _are_segmented(names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
         return False
-    arrays = [MetadataCatalog.get(name).get("load_arrays") is not None for name in names]
-    return cfg.INPUT.IN_MEMORY and all(arrays)
+    return cfg.INPUT.IN_MEMORY and all(MetadataCatalog.get(name).get("load_arrays") for name in names)
 
 
-def _is_segmentation(name):
-    return MetadataCatalog.get(name).get("evaluator_type") == "medical_segmentation"
+def _are_segmented(names):
+    return any(MetadataCatalog.get(name).get("evaluator_type") == "medical_segmentation" for name in names)
 
 
 def build_training_batches(cfg):
@@ -188,16 +184,17 @@ def build_training_batches(cfg):
         TrainingBatches
 
     Raises:
-        ValueError: as TrainingBatches, or INPUT.FORMAT is neither RGB nor BGR.
+        ValueError: as TrainingBatches, INPUT.FORMAT is neither RGB nor BGR, or the model has no class for a
+            label.
     """
-    options = cfg.INPUT.CLASSIFICATION
-    segments = any(_is_segmentation(name) for name in cfg.DATASETS.TRAIN)
+    options, names = cfg.INPUT.CLASSIFICATION, cfg.DATASETS.TRAIN
+    segmented = _are_segmented(names)
     return TrainingBatches(
-        *_load(cfg, cfg.DATASETS.TRAIN),
+        *_load(cfg, names, LabelRange.from_config(cfg)),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=comm.shared_random_seed(),
-        flip=options.FLIP and not segments,
-        crop_padding=0 if segments else options.CROP_PADDING,
+        flip=options.FLIP and not segmented,
+        crop_padding=0 if segmented else options.CROP_PADDING,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
@@ -218,11 +215,14 @@ def build_evaluation_batches(cfg, name):
     return EvaluationBatches(images, labels, batch_size, comm.get_rank(), comm.get_world_size())
 
 
-def _load(cfg, names):
+def _load(cfg, names, label_range=None):
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {cfg.INPUT.FORMAT!r}")
-    check_metadata_consistency("stuff_classes" if _is_segmentation(names[0]) else "thing_classes", names)
+    check_metadata_consistency("stuff_classes" if _are_segmented(names) else "thing_classes", names)
     parts = [MetadataCatalog.get(name).load_arrays() for name in names]
+    if label_range is not None:
+        for name, part in zip(names, parts, strict=True):
+            label_range.check(part.labels, name)
     images = torch.from_numpy(np.concatenate([part.images for part in parts]))
     labels = torch.from_numpy(np.concatenate([part.labels for part in parts]))
     if cfg.INPUT.FORMAT == "BGR":

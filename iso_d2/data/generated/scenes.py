@@ -80,25 +80,22 @@ class _Brush:
         self.painted = np.zeros(canvas.shape[:2], np.uint8)
 
     def polygon(self, points, colour):
-        points = np.rint(np.asarray(points) * SCALE).astype(np.int32)
-        cv2.fillPoly(self.canvas, [points], colour)
-        cv2.fillPoly(self.painted, [points], 255)
+        cv2.fillPoly(self.canvas, [_enlarged(points)], colour)
+        self.cover(points)
+
+    def cover(self, points):
+        """Count what these points enclose as painted: needed where the image cuts the outline open."""
+        cv2.fillPoly(self.painted, [_enlarged(points)], 255)
 
     def disc(self, centre, radius, colour):
-        centre = tuple(round(value * SCALE) for value in centre)
-        radius = round(radius * SCALE)
+        centre, radius = _enlarged(centre).tolist(), round(radius * SCALE)
         cv2.circle(self.canvas, centre, radius, colour, cv2.FILLED, cv2.LINE_AA)
         cv2.circle(self.painted, centre, radius, 255, cv2.FILLED)
 
     def line(self, points, thickness, colour):
-        points = np.rint(np.asarray(points) * SCALE).astype(np.int32)
-        thickness = max(1, round(thickness * SCALE))
+        points, thickness = _enlarged(points), max(1, round(thickness * SCALE))
         cv2.polylines(self.canvas, [points], False, colour, thickness, cv2.LINE_AA)
         cv2.polylines(self.painted, [points], False, 255, thickness)
-
-    def cover(self, points):
-        """Count what these points enclose as painted: needed where the image cuts the outline open."""
-        cv2.fillPoly(self.painted, [np.rint(np.asarray(points) * SCALE).astype(np.int32)], 255)
 
     def silhouette(self):
         """What was painted and everything enclosed by it (wheels, frames): bool, (H, W)."""
@@ -106,6 +103,11 @@ class _Brush:
         mask = cv2.resize(_filled(self.painted), (width, height), interpolation=cv2.INTER_AREA)
         # Averaging can close a notch of the outline, which would be a hole again.
         return _filled(np.where(mask >= 128, 255, 0).astype(np.uint8)) > 0
+
+
+def _enlarged(points):
+    """Pixels of the canvas."""
+    return np.rint(np.asarray(points) * SCALE).astype(np.int32)
 
 
 def _filled(mask):
@@ -179,42 +181,46 @@ def _tree(brush, rng, x, top, base):
         brush.disc(centre, rng.uniform(3, 6), _shade(green, rng.uniform(0.75, 1.2)))
 
 
+def _frame(x, ground, size, side=1):
+    """Function that gives the pixels of points in units of ``size``, upwards from the ground: (N, 2)."""
+
+    def at(*points):
+        return np.array([(x + side * dx * size, ground - dy * size) for dx, dy in points])
+
+    return at
+
+
 def _person(brush, rng, x, ground, size):
     """A walker ``size`` pixels tall."""
     skin = _shade((236, 190, 160), rng.uniform(0.4, 1.0))
     shirt, trousers, hair = _colour(rng), _colour(rng, 20, 150), _colour(rng, 15, 110)
     stride, swing, girth = rng.uniform(0.02, 0.14), rng.uniform(0.03, 0.2), rng.uniform(0.85, 1.25)
-
-    def at(dx, dy):
-        return x + dx * size, ground - dy * size
-
+    at = _frame(x, ground, size)
     for side in (-1, 1):
-        leg = [at(0.03 * side, 0.5), at(0.6 * stride * side, 0.26), at(stride * side, 0.03)]
+        leg = at((0.03 * side, 0.5), (0.6 * stride * side, 0.26), (stride * side, 0.03))
         brush.line(leg, 0.085 * size * girth, _shade(trousers, 1.0 + 0.12 * side))
-        brush.line([at(stride * side, 0.02), at(stride * side + 0.05, 0.02)], 0.05 * size, _shade(hair, 0.8))
-    back, front = ([at(0.05 * s, 0.78), at(0.11 * s, 0.62), at(swing * s, 0.47)] for s in (-1, 1))
+        brush.line(at((stride * side, 0.02), (stride * side + 0.05, 0.02)), 0.05 * size, _shade(hair, 0.8))
+    back, front = (at((0.05 * s, 0.78), (0.11 * s, 0.62), (swing * s, 0.47)) for s in (-1, 1))
     brush.line(back, 0.065 * size * girth, _shade(shirt, 0.75))
     chest, waist = 0.105 * girth, 0.08 * girth
-    brush.polygon([at(-chest, 0.8), at(chest, 0.8), at(waist, 0.47), at(-waist, 0.47)], shirt)
-    brush.line([at(-0.06 * girth, 0.81), at(0.06 * girth, 0.81)], 0.05 * size, shirt)
+    brush.polygon(at((-chest, 0.8), (chest, 0.8), (waist, 0.47), (-waist, 0.47)), shirt)
+    brush.line(at((-0.06 * girth, 0.81), (0.06 * girth, 0.81)), 0.05 * size, shirt)
     brush.line(front, 0.065 * size * girth, _shade(shirt, 1.2))
     for hand in (back[-1], front[-1]):
         brush.disc(hand, 0.032 * size, skin)
-    brush.line([at(0, 0.8), at(0, 0.88)], 0.06 * size, _shade(skin, 0.85))
-    brush.disc(at(0, 0.925), 0.072 * size, hair)
-    brush.disc(at(0.018, 0.905), 0.056 * size, skin)
+    brush.line(at((0, 0.8), (0, 0.88)), 0.06 * size, _shade(skin, 0.85))
+    hair_centre, face_centre = at((0, 0.925), (0.018, 0.905))
+    brush.disc(hair_centre, 0.072 * size, hair)
+    brush.disc(face_centre, 0.056 * size, skin)
 
 
 def _bicycle(brush, rng, x, ground, size):
     """A bicycle ``size`` pixels long, seen from the side."""
     frame, tyre = _colour(rng), _colour(rng, 15, 60)
     side, width = rng.choice([-1, 1]), max(1.0, 0.035 * size)
-
-    def at(dx, dy):
-        return x + side * dx * size, ground - dy * size
-
+    at = _frame(x, ground, size, side)
     radius = 0.215 * size
-    hubs = at(-0.285, 0.215), at(0.285, 0.215)
+    hubs = at((-0.285, 0.215), (0.285, 0.215))
     angles = np.linspace(0, 2 * np.pi, 40)
     rim = (radius - width / 2) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for hub in hubs:
@@ -223,63 +229,45 @@ def _bicycle(brush, rng, x, ground, size):
             spoke = radius * np.array([np.cos(angle), np.sin(angle)])
             brush.line([hub - spoke, hub + spoke], 0.01 * size, (170, 170, 175))
         brush.line(rim + hub, width, tyre)
-    crank, seat, head = at(-0.03, 0.23), at(-0.12, 0.52), at(0.2, 0.54)
+    crank, seat, head = at((-0.03, 0.23), (-0.12, 0.52), (0.2, 0.54))
     diamond = [hubs[0], crank, head, seat, hubs[0]]
     brush.cover(diamond)
     brush.line(diamond, width, frame)
-    brush.line([crank, seat, at(-0.135, 0.58)], width, frame)
-    brush.line([hubs[1], head, at(0.185, 0.62)], width, frame)
-    brush.line([at(0.12, 0.63), at(0.2, 0.63), at(0.25, 0.58)], width, tyre)
-    brush.line([at(-0.2, 0.595), at(-0.07, 0.585)], 1.7 * width, tyre)
+    brush.line([crank, seat, *at((-0.135, 0.58))], width, frame)
+    brush.line([hubs[1], head, *at((0.185, 0.62))], width, frame)
+    brush.line(at((0.12, 0.63), (0.2, 0.63), (0.25, 0.58)), width, tyre)
+    brush.line(at((-0.2, 0.595), (-0.07, 0.585)), 1.7 * width, tyre)
     brush.disc(crank, 0.045 * size, _shade(tyre, 1.6))
-    brush.line([at(-0.09, 0.15), at(0.03, 0.31)], 0.8 * width, tyre)
+    brush.line(at((-0.09, 0.15), (0.03, 0.31)), 0.8 * width, tyre)
 
 
 def _car(brush, rng, x, ground, size):
     """A car of 1.5 times ``size`` pixels, seen from the side."""
     length, side = 1.5 * size, rng.choice([-1, 1])
+    at = _frame(x, ground, length, side)
     paint = _colour(rng)
     roof, back, front = rng.uniform(0.34, 0.44), rng.uniform(-0.46, -0.25), rng.uniform(0.08, 0.2)
     belt, glass = 0.235, _shade((120, 150, 170), rng.uniform(0.4, 1.1))
-
-    def at(dx, dy):
-        return x + side * dx * length, ground - dy * length
-
     hood = rng.uniform(0.19, 0.235)
-    brush.polygon(
-        [
-            at(-0.5, 0.09),
-            at(-0.49, 0.2),
-            at(-0.46, belt),
-            at(0.22, belt),
-            at(0.46, hood),
-            at(0.5, 0.15),
-            at(0.5, 0.08),
-        ],
-        paint,
-    )
-    cabin = [
-        at(back - 0.02, belt - 0.01),
-        at(back + 0.07, roof),
-        at(front - 0.08, roof),
-        at(front + 0.07, belt - 0.01),
-    ]
+    rear, bonnet = [(-0.5, 0.09), (-0.49, 0.2), (-0.46, belt)], [(0.46, hood), (0.5, 0.15), (0.5, 0.08)]
+    brush.polygon(at(*rear, (0.22, belt), *bonnet), paint)
+    foot = belt - 0.01
+    cabin = at((back - 0.02, foot), (back + 0.07, roof), (front - 0.08, roof), (front + 0.07, foot))
     brush.polygon(cabin, _shade(paint, 0.9))
-    middle = (back + front) / 2
+    middle, sill, top = (back + front) / 2, belt + 0.01, roof - 0.025
     for near, far, lean in ((back + 0.02, middle - 0.012, 0.055), (front + 0.03, middle + 0.012, -0.075)):
-        top = roof - 0.025
-        brush.polygon(
-            [at(near, belt + 0.01), at(near + lean, top), at(far, top), at(far, belt + 0.01)], glass
-        )
-    brush.line([at(-0.47, 0.12), at(0.48, 0.12)], 0.012 * length, _shade(paint, 0.6))
-    brush.line([at(middle, belt), at(middle, 0.11)], 0.008 * length, _shade(paint, 0.6))
-    brush.line([at(middle - 0.09, 0.2), at(middle - 0.05, 0.2)], 0.012 * length, _shade(paint, 0.5))
-    brush.disc(at(0.475, 0.165), 0.022 * length, (250, 240, 190))
-    brush.disc(at(-0.485, 0.185), 0.016 * length, (190, 30, 30))
-    for hub in (at(-0.29, 0.085), at(0.29, 0.085)):
-        brush.disc(hub, 0.088 * length, (25, 25, 28))
-        brush.disc(hub, 0.05 * length, (165, 168, 172))
-        brush.disc(hub, 0.015 * length, (70, 70, 74))
+        brush.polygon(at((near, sill), (near + lean, top), (far, top), (far, sill)), glass)
+    brush.line(at((-0.47, 0.12), (0.48, 0.12)), 0.012 * length, _shade(paint, 0.6))
+    brush.line(at((middle, belt), (middle, 0.11)), 0.008 * length, _shade(paint, 0.6))
+    brush.line(at((middle - 0.09, 0.2), (middle - 0.05, 0.2)), 0.012 * length, _shade(paint, 0.5))
+    for lamp, radius, colour in (
+        ((0.475, 0.165), 0.022, (250, 240, 190)),
+        ((-0.485, 0.185), 0.016, (190, 30, 30)),
+    ):
+        brush.disc(at(lamp)[0], radius * length, colour)
+    for hub in at((-0.29, 0.085), (0.29, 0.085)):
+        for radius, colour in ((0.088, (25, 25, 28)), (0.05, (165, 168, 172)), (0.015, (70, 70, 74))):
+            brush.disc(hub, radius * length, colour)
 
 
 _DRAW = (_person, _bicycle, _car)

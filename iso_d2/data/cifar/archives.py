@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import make_once
-from .cifar import CIFAR10, CIFAR100
-from .download import download
-from .paths import dataset_root
+from ...files import make_once
+from ..catalog import dataset_root
+from ..download import download
+from .reading import CIFAR10, CIFAR100
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 SETS = {dataset.name: dataset for dataset in (CIFAR10, CIFAR100)}
@@ -55,20 +55,17 @@ def prepare_cifar(name, version="binary", root=None, archive=None, **options):
         logger.info("%s is there already: nothing to do", folder)
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    if archive is not None:
-        archive = Path(archive)
-        if not archive.is_file():
-            raise FileNotFoundError(f"archive {archive.absolute()} does not exist")
-        fault = _fault(archive, md5)
-        if fault:
-            raise ValueError(f"{archive} is not the official {file_name}: {fault}")
-        return make_once(folder, lambda unfinished: unpack(archive, folder.name, unfinished))
-
-    part = root / f"{file_name}.part"
-    if not part.is_file() or _fault(part, md5):
-        _download(URL + file_name, part, md5, options)
-    make_once(folder, lambda unfinished: unpack(part, folder.name, unfinished))
-    part.unlink()
+    source = root / f"{file_name}.part" if archive is None else Path(archive)
+    if archive is None:
+        if not source.is_file() or _fault(source, md5):
+            _download(URL + file_name, source, md5, options)
+    elif not source.is_file():
+        raise FileNotFoundError(f"archive {source.absolute()} does not exist")
+    elif fault := _fault(source, md5):
+        raise ValueError(f"{source} is not the official {file_name}: {fault}")
+    make_once(folder, lambda unfinished: unpack(source, folder.name, unfinished))
+    if archive is None:
+        source.unlink()
     return folder
 
 

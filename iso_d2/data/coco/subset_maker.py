@@ -5,9 +5,9 @@ import json
 import re
 from pathlib import Path
 
-from ..files import write_atomically
-from .checks import read_coco_json
-from .download import obtain_images
+from ...files import write_atomically
+from ..download import obtain_images
+from .annotations import read_coco_json
 
 # How many failed images an error message lists
 _LISTED = 20

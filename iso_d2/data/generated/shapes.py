@@ -10,17 +10,14 @@ COCOEvaluator) and a label image for semantic segmentation: 0 background, 1 pers
 
 import functools
 import json
-import logging
-import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from ..files import make_once
-from .coco_json import load_coco
-from .paths import cache_root
-from .registration import register
+from ..catalog import cached, register, remake_advice
+from ..coco.annotations import load_coco
 from .scenes import draw_scene
 
 CLASSES = ["person", "bicycle", "car"]
@@ -29,8 +26,6 @@ VERSION = 2
 # Images of each split, and the number its seeds start with
 SPLITS = {"train": (240, 0), "test": (60, 1), "tune": (60, 2)}
 HEIGHT, WIDTH = 128, 160
-
-logger = logging.getLogger(__name__)
 
 
 def make_shapes(folder, num_images, seed):
@@ -68,14 +63,12 @@ def make_shapes(folder, num_images, seed):
 
 def _describe(mask):
     """COCO's fields of a mask without holes: bbox [x, y, width, height], area and polygons, in pixels."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
     # OpenCV's contours run through pixel centres. On a grid twice as fine they pass between the centres of
     # the pixels inside and outside, so that rasterising the polygon gives the same mask again.
     fine = mask.repeat(2, axis=0).repeat(2, axis=1).astype(np.uint8)
     contours, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return {
-        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+        "bbox": list(cv2.boundingRect(mask.astype(np.uint8))),
         "area": int(mask.sum()),
         "segmentation": [((contour + 0.5) / 2).ravel().tolist() for contour in contours],
     }
@@ -83,62 +76,33 @@ def _describe(mask):
 
 def _load(split, kind=""):
     num_images, seed = SPLITS[split]
-    folder = cache_root() / f"shapes_{split}-v{VERSION}"
-    if not folder.is_dir():
-        logger.info("drawing the %d images of shapes_%s into %s", num_images, split, folder)
-    make_once(folder, lambda unfinished: make_shapes(unfinished, num_images, seed))
-    hint = f"Remove {folder}: it is then made again."
-    name = f"shapes_{kind}{split}"
-    dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", hint)
+    folder = cached(f"shapes_{split}-v{VERSION}", lambda new: make_shapes(new, num_images, seed))
+    # The classes of the annotations belong to the sets that have them.
+    name = f"shapes_{kind}{split}" if kind == "panoptic_" else f"shapes_{split}"
+    dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", remake_advice(folder))
     for record in dataset_dicts:
         record["sem_seg_file_name"] = str(folder / "sem_seg" / f"{record['image_id']:06d}.png")
+        if kind == "sem_seg_":
+            del record["annotations"]
+    if kind == "panoptic_":
+        stuff = cached(f"shapes_stuff_{split}-v{VERSION}", lambda new: _write_stuff(folder / "sem_seg", new))
+        for record in dataset_dicts:
+            record["sem_seg_file_name"] = str(stuff / Path(record["sem_seg_file_name"]).name)
     return dataset_dicts
 
 
-def _load_sem_seg(split):
-    dataset_dicts = _load(split)
-    for record in dataset_dicts:
-        del record["annotations"]
-    return dataset_dicts
+def _write_stuff(label_folder, folder):
+    for path in label_folder.iterdir():
+        background = np.asarray(Image.open(path)) == 0
+        Image.fromarray(background.astype(np.uint8)).save(folder / path.name)
 
 
-def _load_panoptic(split):
-    dataset_dicts = _load(split, "panoptic_")
-    folder = cache_root() / f"shapes_stuff_{split}-v{VERSION}"
-    make_once(folder, functools.partial(_write_stuff, dataset_dicts))
-    for record in dataset_dicts:
-        record["sem_seg_file_name"] = str(folder / os.path.basename(record["sem_seg_file_name"]))
-    return dataset_dicts
-
-
-def _write_stuff(dataset_dicts, folder):
-    for record in dataset_dicts:
-        with Image.open(record["sem_seg_file_name"]) as file:
-            background = np.asarray(file) == 0
-        Image.fromarray(background.astype(np.uint8)).save(
-            folder / os.path.basename(record["sem_seg_file_name"])
-        )
-
-
+_LABELS = {"stuff_classes": ["background", *CLASSES], "ignore_label": 255}
+_KINDS = {
+    "": {"thing_classes": CLASSES, **_LABELS},
+    "sem_seg_": {"evaluator_type": "sem_seg", **_LABELS},
+    "panoptic_": {"thing_classes": CLASSES, "stuff_classes": ["things", "background"], "ignore_label": 255},
+}
 for _split in SPLITS:
-    register(
-        f"shapes_{_split}",
-        functools.partial(_load, _split),
-        thing_classes=CLASSES,
-        stuff_classes=["background", *CLASSES],
-        ignore_label=255,
-    )
-    register(
-        f"shapes_sem_seg_{_split}",
-        functools.partial(_load_sem_seg, _split),
-        evaluator_type="sem_seg",
-        stuff_classes=["background", *CLASSES],
-        ignore_label=255,
-    )
-    register(
-        f"shapes_panoptic_{_split}",
-        functools.partial(_load_panoptic, _split),
-        thing_classes=CLASSES,
-        stuff_classes=["things", "background"],
-        ignore_label=255,
-    )
+    for _kind, _metadata in _KINDS.items():
+        register(f"shapes_{_kind}{_split}", functools.partial(_load, _split, _kind), **_metadata)
