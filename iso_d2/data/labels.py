@@ -58,6 +58,6 @@ class LabelRange(NamedTuple):
             ignores = "" if self.ignored is None else f" and ignores {self.ignored}"
             raise ValueError(
                 f"{name} holds the labels {named}, but the model tells the classes 0 to "
-                f"{self.num_classes - 1} apart{ignores}. Renumber the labels (masks of 0/255 must become 0/1), "
-                f"or set {self.keys}."
+                f"{self.num_classes - 1} apart{ignores}. Renumber the labels (masks of 0/255 must become "
+                f"0/1), or set {self.keys}."
             )

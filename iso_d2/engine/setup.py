@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 def load_config(config_file="", opts=()):
     """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
 
-    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered. With another
-    DATASETS.LGG_SPLIT than "patient", lgg_train in DATASETS.TRAIN and TEST becomes lgg_image_train, say (see
-    ``iso_d2.data.lgg.named_by_split``). On a machine without CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed
-    precision with fp16 is turned off.
+    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered. DATASETS.LGG_SPLIT
+    renames LGG data sets in DATASETS.TRAIN and TEST: with "image", lgg_train becomes lgg_image_train (see
+    ``iso_d2.data.lgg.named_by_split``). On a machine without CUDA, MODEL.DEVICE "cuda" becomes "cpu" and
+    mixed precision with fp16 is turned off.
 
     Args:
         config_file (str or Path): a yaml file; "" for the defaults alone.

@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from iso_d2.data.shapes import HEIGHT, WIDTH
+from iso_d2.data.generated.shapes import HEIGHT, WIDTH
 from iso_d2.engine import Trainer
 from iso_d2.engine.choices import penalty_coefficient, penalty_mode
 from iso_d2.engine.setup import load_config

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from iso_d2.data import SegmentedImages, register_segmented_images
+from iso_d2.data import LabelledImages, SegmentedImages, register_labelled_images, register_segmented_images
+from iso_d2.placement import Placement
 
 
 def make(count=4, size=6):
@@ -10,7 +11,12 @@ def make(count=4, size=6):
     images = rng.integers(0, 256, (count, 3, size, size), np.uint8)
     labels = rng.integers(0, 2, (count, size, size), np.uint8)
     records = [
-        {"file_name": f"a/{i}.png", "mask_file_name": f"a/{i}_mask.png", "image_id": str(i), "slice": i}
+        {
+            "file_name": f"a/{i}.png",
+            "mask_file_name": f"a/{i}_mask.png",
+            "image_id": str(i),
+            "placement": Placement(top=i, left=1, height=2, width=3),
+        }
         for i in range(count)
     ]
     return SegmentedImages(images, labels, records)
@@ -21,9 +27,12 @@ def make(count=4, size=6):
     [
         (
             {"images": np.zeros((4, 1, 6, 6), np.uint8)},
-            r"images must be uint8 \(N, 3, S, S\), got uint8 \(4, 1",
+            r"images must be uint8 \(N, 3, H, W\), got uint8 \(4, 1",
         ),
-        ({"images": np.zeros((4, 3, 6, 5), np.uint8)}, r"images must be uint8 \(N, 3, S, S\)"),
+        (
+            {"images": np.zeros((4, 3, 6, 5), np.uint8), "labels": np.zeros((4, 6, 5), np.uint8)},
+            r"images must be square, got \(4, 3, 6, 5\)",
+        ),
         ({"images": np.zeros((4, 3, 6, 6), np.float32)}, r"got float32 \(4, 3, 6, 6\)"),
         ({"labels": np.zeros((4, 6), np.uint8)}, r"labels must be uint8 \(4, 6, 6\).* got uint8 \(4, 6\)"),
         ({"labels": np.zeros((4, 6, 6), np.int64)}, r"labels must be uint8 .* got int64"),
@@ -46,7 +55,7 @@ def test_saved_and_loaded_again(tmp_path):
         "file_name": str(tmp_path / "root" / "a" / "2.png"),
         "mask_file_name": str(tmp_path / "root" / "a" / "2_mask.png"),
         "image_id": "2",
-        "slice": 2,
+        "placement": Placement(2, 1, 2, 3),
     }
 
 
@@ -87,3 +96,42 @@ def test_a_registered_part(tmp_path):
     finally:
         DatasetCatalog.remove("some_slices")
         MetadataCatalog.pop("some_slices")
+
+
+@pytest.mark.parametrize(
+    ("images", "numbers", "message"),
+    [
+        (
+            np.zeros((2, 4, 4, 3), np.uint8),
+            np.zeros(2, np.int64),
+            r"uint8 \(N, 3, H, W\), got uint8 \(2, 4, 4, 3\)",
+        ),
+        (np.zeros((2, 3, 4, 4)), np.zeros(2, np.int64), "got float64"),
+        (
+            np.zeros((2, 3, 4, 4), np.uint8),
+            np.zeros(3, np.int64),
+            r"labels must be int64 \(2,\).* got int64 \(3,\)",
+        ),
+        (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.uint8), "got uint8"),
+    ],
+)
+def test_labelled_arrays_of_other_kinds_are_refused(images, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(images, numbers)
+
+
+def test_dataset_dicts_of_labelled_images_are_views():
+    loaded = LabelledImages(np.arange(3 * 3 * 4 * 5, dtype=np.uint8).reshape(3, 3, 4, 5), np.array([7, 0, 3]))
+    register_labelled_images("some_images", lambda: loaded, ["x"] * 8)
+    try:
+        dicts = DatasetCatalog.get("some_images")
+        assert MetadataCatalog.get("some_images").load_arrays() is loaded
+    finally:
+        DatasetCatalog.remove("some_images")
+        MetadataCatalog.pop("some_images")
+    assert [record["image_id"] for record in dicts] == [0, 1, 2]
+    assert [record["label"] for record in dicts] == [7, 0, 3]
+    assert {type(record["label"]) for record in dicts} == {int}
+    assert (dicts[1]["height"], dicts[1]["width"]) == (4, 5)
+    assert (dicts[1]["image_array"] == loaded.images[1]).all()
+    assert np.shares_memory(dicts[1]["image_array"], loaded.images)

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from perfect_predictions import average_precision
 from PIL import Image
 
-from iso_d2.data import coco_subset
+from iso_d2.data.coco import subset
 
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(("person", "bicycle", "car"), start=1)]
 
@@ -155,6 +155,6 @@ def test_wrong_categories(root):
 
 
 def test_importing_again_is_harmless():
-    importlib.reload(coco_subset)
+    importlib.reload(subset)
     assert "coco_pbc_train" in DatasetCatalog
     assert MetadataCatalog.get("coco_pbc_train").evaluator_type == "coco"

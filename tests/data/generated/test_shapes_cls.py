@@ -3,7 +3,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from iso_d2.data import shapes_cls
-from iso_d2.data.shapes_cls import draw_shapes
+from iso_d2.data.generated.shapes_cls import draw_shapes
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import pytest
 from cifar_files import COUNT, SMALL100, write_binary, write_python
 from image_server import serving
 
-from iso_d2.data import cifar_archives
-from iso_d2.data.cifar import load_cifar
-from iso_d2.data.cifar_archives import ARCHIVES, prepare_cifar, unpack
+from iso_d2.data.cifar import archives, load_cifar
+from iso_d2.data.cifar.archives import ARCHIVES, prepare_cifar, unpack
 
 NAME = "cifar-100-binary.tar.gz"
 QUICK = {"timeout": 5, "pause": 0.01}
@@ -38,7 +37,7 @@ def server(packed, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving() as server:
         server.files[NAME] = packed.read_bytes()
-        monkeypatch.setattr(cifar_archives, "URL", server.url(""))
+        monkeypatch.setattr(archives, "URL", server.url(""))
         yield server
 
 
@@ -77,12 +76,12 @@ def test_a_whole_part_is_not_downloaded_again(server, tmp_path, packed):
 def test_progress_counts_all_bytes(server, tmp_path, packed, monkeypatch):
     bars = []
 
-    class Bar(cifar_archives.tqdm):
+    class Bar(archives.tqdm):
         def __init__(self, **options):
             super().__init__(**options)
             bars.append(self)
 
-    monkeypatch.setattr(cifar_archives, "tqdm", Bar)
+    monkeypatch.setattr(archives, "tqdm", Bar)
     server.faults[NAME] = ["truncate", "ignore range", "truncate"]
     prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
     assert [(bar.n, bar.total) for bar in bars] == [(packed.stat().st_size,) * 2]

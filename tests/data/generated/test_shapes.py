@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from perfect_predictions import average_precision, decode
 from PIL import Image
 
-from iso_d2.data import shapes
+from iso_d2.data.generated import shapes
 
 
 @pytest.fixture(scope="module")

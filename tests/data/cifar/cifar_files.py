@@ -1,6 +1,8 @@
 """CIFAR's files, written as its page describes them, small."""
 
 import dataclasses
+import hashlib
+import pickle
 
 import numpy as np
 
@@ -8,8 +10,10 @@ from iso_d2.data import cifar
 
 # Images of each file of the small sets
 COUNT = {"train": 4, "test": 3}
-SMALL10 = dataclasses.replace(cifar.CIFAR10, images_per_file=COUNT)
-SMALL100 = dataclasses.replace(cifar.CIFAR100, images_per_file=COUNT)
+SMALL10, SMALL100 = (
+    dataclasses.replace(dataset, images_per_file=COUNT, official=type("Small", (dataset.official,), {}))
+    for dataset in (cifar.CIFAR10, cifar.CIFAR100)
+)
 FILES = {
     "cifar10": {"train": [f"data_batch_{i}" for i in (1, 2, 3, 4, 5)], "test": ["test_batch"]},
     "cifar100": {"train": ["train"], "test": ["test"]},
@@ -33,9 +37,21 @@ def write_binary(folder, name):
 
 
 def write_python(folder, name):
-    """Write a set as Python 2 pickled it."""
+    """Write a set in the python version, and take its files for the official ones."""
     folder.mkdir(parents=True)
-    return _write(folder, name, "", _python_file)
+    written = _write(folder, name, "", _python_file)
+    official = (SMALL10 if name == "cifar10" else SMALL100).official
+    meta = folder / official.meta["filename"]
+    meta.write_bytes(pickle.dumps({official.meta["key"]: []}))
+    official.meta = {**official.meta, "md5": _md5(meta)}
+    for split in ("train", "test"):
+        files = [[file, _md5(folder / file)] for file in FILES[name][split]]
+        setattr(official, f"{split}_list", files)
+    return written
+
+
+def _md5(path):
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _write(folder, name, suffix, encode):
@@ -58,27 +74,5 @@ def _binary_file(name, pixels, labels):
 
 
 def _python_file(name, pixels, labels):
-    key = b"labels" if name == "cifar10" else b"fine_labels"
-    return python2_pickle({key: labels.tolist(), b"data": pixels})
-
-
-def python2_pickle(entries):
-    """Bytes as of Python 2's cPickle.dumps(entries, 2) for a dict of lists of small integers and arrays."""
-    body = b"".join(_string(key) + _value(value) for key, value in entries.items())
-    return b"\x80\x02}(" + body + b"u."
-
-
-def _string(text):
-    return b"U" + bytes([len(text)]) + text
-
-
-def _value(value):
-    if isinstance(value, list):
-        return b"](" + b"".join(b"K" + bytes([item]) for item in value) + b"e"
-    shape = b"".join(b"M" + int(side).to_bytes(2, "little") for side in value.shape)
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    raw = value.tobytes()
-    return (
-        array + b"(K\x01" + shape + b"\x86" + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
-    )
+    key = "labels" if name == "cifar10" else "fine_labels"
+    return pickle.dumps({key: labels.tolist(), "data": pixels})

@@ -7,7 +7,7 @@ import random
 import pytest
 from image_server import jpeg, serving
 
-from iso_d2.data.coco_subset_maker import make_coco_subset, select_subset
+from iso_d2.data.coco.subset_maker import make_coco_subset, select_subset
 
 CLASSES = ["person", "bicycle", "car"]
 POLYGON = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]

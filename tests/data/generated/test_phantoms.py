@@ -4,7 +4,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from iso_d2.data import phantoms
-from iso_d2.data.phantoms import SLICES, draw_phantom
+from iso_d2.data.generated.phantoms import SLICES, Phantom
 
 
 @pytest.fixture(scope="module")
@@ -14,22 +14,24 @@ def made():
 
 
 def test_a_slice_depends_on_seed_patient_and_number_alone():
-    image, mask = draw_phantom(7, 3, 9)
-    again, mask_again = draw_phantom(7, 3, 9)
+    image, mask = Phantom(7, 3).draw(9)
+    patient = Phantom(7, 3)
+    patient.draw(8)
+    again, mask_again = patient.draw(9)
     assert (image == again).all() and (mask == mask_again).all()
     assert image.shape == (96, 96, 3) and image.dtype == mask.dtype == np.uint8
-    for other in ((8, 3, 9), (7, 4, 9), (7, 3, 10)):
-        assert (draw_phantom(*other)[0] != image).mean() > 0.1
+    for seed, patient, number in ((8, 3, 9), (7, 4, 9), (7, 3, 10)):
+        assert (Phantom(seed, patient).draw(number)[0] != image).mean() > 0.1
 
 
 def test_heads_differ_in_size_and_place(made):
     """So that mapping predictions back has something to do; the top of a head is smaller than its middle."""
     middle = [r["placement"] for r in made.records if r["slice"] == 6]
-    assert len({(p["top"], p["left"], p["side"]) for p in middle}) > 20
-    assert max(p["side"] for p in middle) > 1.2 * min(p["side"] for p in middle)
+    assert len({(p.top, p.left, p.side) for p in middle}) > 20
+    assert max(p.side for p in middle) > 1.2 * min(p.side for p in middle)
     above = [r["placement"] for r in made.records if r["slice"] == SLICES]
-    assert all(a["side"] < 0.7 * m["side"] for a, m in zip(above, middle, strict=True))
-    assert all(m["height"] > m["width"] for m in middle)
+    assert all(a.side < 0.7 * m.side for a, m in zip(above, middle, strict=True))
+    assert all(m.height > m.width for m in middle)
 
 
 def test_tumours(made):
@@ -51,7 +53,7 @@ def test_no_tumour_is_cropped_and_all_stay_visible(made):
     for record, label in zip(made.records, made.labels, strict=True):
         mask = np.asarray(Image.open(record["mask_file_name"])) > 0
         p = record["placement"]
-        assert mask[p["top"] : p["top"] + p["height"], p["left"] : p["left"] + p["width"]].sum() == mask.sum()
+        assert mask[p.top : p.top + p.height, p.left : p.left + p.width].sum() == mask.sum()
         assert label.any() == mask.any()
 
 

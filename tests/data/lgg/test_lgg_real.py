@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
@@ -51,14 +52,14 @@ def original_mask(record):
 def test_the_crop_loses_no_tumour(dicts):
     for record in dicts["train"] + dicts["val"]:
         mask, p = original_mask(record), record["placement"]
-        inside = mask[p["top"] : p["top"] + p["height"], p["left"] : p["left"] + p["width"]]
+        inside = mask[p.top : p.top + p.height, p.left : p.left + p.width]
         assert inside.sum() == mask.sum(), record["image_id"]
 
 
 def test_the_crop_is_tight_where_there_is_a_head(dicts):
     """Slices with tumour have a head, on black ground; only nearly black ones stay whole."""
     records = dicts["train"] + dicts["val"]
-    areas = [record["placement"]["height"] * record["placement"]["width"] / 256**2 for record in records]
+    areas = [record["placement"].height * record["placement"].width / 256**2 for record in records]
     with_head = [area for area, r in zip(areas, records, strict=True) if r["sem_seg_array"].any()]
     assert min(with_head) > 0.15 and max(with_head) < 1.0 and np.mean(with_head) < 0.75
     for area, record in zip(areas, records, strict=True):
@@ -70,14 +71,8 @@ def test_masks_come_back_through_their_placement(dicts):
     volumes = {}
     for record in dicts["train"] + dicts["val"]:
         p, truth = record["placement"], original_mask(record)
-        back = np.zeros_like(truth)
-        rows, columns = (
-            ((np.arange(p[length]) + p[pad] + 0.5) * 224 / p["side"]).astype(int)
-            for length, pad in (("height", "pad_top"), ("width", "pad_left"))
-        )
-        back[p["top"] : p["top"] + p["height"], p["left"] : p["left"] + p["width"]] = record["sem_seg_array"][
-            np.ix_(rows, columns)
-        ]
+        label = torch.from_numpy(record["sem_seg_array"].copy())[None].float()
+        back = p.put_back(label, *truth.shape)[0].numpy() > 0.5
         both, total = int((back & truth).sum()), int(back.sum() + truth.sum())
         if truth.sum() >= 100:
             assert 2 * both / total > 0.95, record["image_id"]
