@@ -17,15 +17,7 @@ from .labels import LabelRange
 
 
 def flip_at_random(images, generator):
-    """Mirror each image left to right with probability 1/2.
-
-    Args:
-        images (Tensor): (B, C, H, W).
-        generator (torch.Generator): on the device of the images.
-
-    Returns:
-        Tensor: (B, C, H, W).
-    """
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2."""
     number, device = len(images), images.device
     mirrored = torch.rand(number, generator=generator, device=device) < 0.5
     # Whole images are copied four times as fast on the CPU as pixels are chosen by torch.where.
@@ -34,16 +26,7 @@ def flip_at_random(images, generator):
 
 
 def crop_at_random(images, padding, generator):
-    """Pad each image with zeros on all sides and cut a window of the old size out of it at random.
-
-    Args:
-        images (Tensor): (B, C, H, W).
-        padding (int): pixels on each side; every one of the (2 padding + 1)^2 windows is as likely.
-        generator (torch.Generator): on the device of the images.
-
-    Returns:
-        Tensor: (B, C, H, W).
-    """
+    """Pad each image of (B, C, H, W) with zeros and cut one of its (2 padding + 1)^2 windows out."""
     number, channels, height, width = images.shape
     device = images.device
     top, left = torch.randint(2 * padding + 1, (2, number, 1, 1), generator=generator, device=device)
@@ -154,15 +137,10 @@ class EvaluationBatches:
 
 
 def in_memory(cfg, names):
-    """Whether data sets are to be loaded as whole batches: each has arrays, and the config allows it.
+    """bool: whether data sets are to be loaded as whole batches.
 
-    Args:
-        cfg (CfgNode): INPUT.IN_MEMORY; and segmented images must not be augmented, INPUT.ALBUMENTATIONS.TRAIN
-            be empty, since the batches here only know the augmentation of classifiers.
-        names (sequence[str]): registered data sets.
-
-    Returns:
-        bool
+    Each must have arrays, and the config allow it: INPUT.IN_MEMORY, and for segmented images an empty
+    INPUT.ALBUMENTATIONS.TRAIN, since the batches here only know the augmentation of classifiers.
     """
     if _are_segmented(names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
         return False
@@ -174,14 +152,9 @@ def _are_segmented(names):
 
 
 def build_training_batches(cfg):
-    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE: of labelled images with the augmentation of
-    INPUT.CLASSIFICATION, of segmented ones unchanged.
+    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE.
 
-    Args:
-        cfg (CfgNode): the data sets have ``load_arrays`` in their metadata.
-
-    Returns:
-        TrainingBatches
+    Labelled images are augmented by INPUT.CLASSIFICATION, segmented ones stay unchanged.
 
     Raises:
         ValueError: as TrainingBatches, INPUT.FORMAT is neither RGB nor BGR, or the model has no class for a
@@ -201,18 +174,9 @@ def build_training_batches(cfg):
 
 
 def build_evaluation_batches(cfg, name):
-    """EvaluationBatches over a data set, on MODEL.DEVICE.
-
-    Args:
-        cfg (CfgNode): TEST.BATCH_SIZE and INPUT.FORMAT are read.
-        name (str): a registered data set with ``load_arrays`` in its metadata.
-
-    Returns:
-        EvaluationBatches
-    """
-    images, labels = _load(cfg, [name])
-    batch_size = cfg.TEST.BATCH_SIZE
-    return EvaluationBatches(images, labels, batch_size, comm.get_rank(), comm.get_world_size())
+    """EvaluationBatches of TEST.BATCH_SIZE over a data set that has arrays, on MODEL.DEVICE."""
+    arrays = _load(cfg, [name])
+    return EvaluationBatches(*arrays, cfg.TEST.BATCH_SIZE, comm.get_rank(), comm.get_world_size())
 
 
 def _load(cfg, names, label_range=None):

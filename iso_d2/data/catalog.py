@@ -30,13 +30,7 @@ def register(name, load, evaluator_type="coco", **metadata):
 
 
 def dataset_root():
-    """Folder of the downloaded data sets: $DETECTRON2_DATASETS, else ``datasets``, as in Detectron2.
-
-    The variable is read at every call, so it may be set after the import.
-
-    Returns:
-        Path: the folder; it may not exist.
-    """
+    """Path: folder of the downloaded data sets: $DETECTRON2_DATASETS, read at every call, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
@@ -47,10 +41,7 @@ def root_origin():
 
 
 def cache_root():
-    """Folder of everything that iso_d2 generates: $ISO_D2_CACHE, else ``~/.cache/iso_d2``.
-
-    Returns:
-        Path: the folder, made if needed.
+    """Path: folder of everything that iso_d2 generates, $ISO_D2_CACHE or ``~/.cache/iso_d2``; made if needed.
 
     Raises:
         OSError: it cannot be made.
@@ -92,15 +83,7 @@ def short_hash(content):
 
 
 def cache_json(stem, data):
-    """Write ``data`` into the cache, under a name that holds a hash of it, unless it is there already.
-
-    Args:
-        stem (str): how the file name begins.
-        data: anything that json can hold.
-
-    Returns:
-        Path: the file.
-    """
+    """Path: a file in the cache that holds ``data``, named ``stem`` and a hash of it; written if needed."""
     target = cache_root() / f"{stem}-{short_hash(data)}.json"
     if not target.exists():
         write_atomically(target, json.dumps(data))

@@ -95,16 +95,7 @@ def _fault(path, md5):
 
 
 def unpack(archive, folder, target):
-    """Unpack an archive of plain files in one folder; anything else in it is refused.
-
-    Args:
-        archive (Path): a tar file, compressed or not.
-        folder (str): that folder's name in the archive.
-        target (Path): existing folder that gets the files.
-
-    Raises:
-        ValueError: a member is no plain file, or lies elsewhere.
-    """
+    """Unpack the plain files that an archive has in one folder into another; all else raises ValueError."""
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isdir() and member.name == folder:

@@ -30,27 +30,23 @@ class Cifar:
         name (str): in Detectron2's catalogs, before ``_train`` and ``_test``.
         classes (tuple[str]): names in the order of the labels.
         folders (dict): "binary" and "python" -> folder of that version.
-        files (dict): "train" and "test" -> names of the files without ``.bin``.
-        images_per_file (dict): "train" and "test" -> how many images each file holds.
         label_bytes (int): before the pixels of each image in the binary version; the last one counts.
-        official (type): torchvision's class, which reads the python version.
+        official (type): torchvision's class, which knows the files and reads the python version.
+        sizes (dict): "train" and "test" -> how many images there are.
     """
 
     name: str
     classes: tuple
     folders: dict
-    files: dict
-    images_per_file: dict
     label_bytes: int
     official: type
+    sizes: dict = dataclasses.field(default_factory=lambda: {"train": 50_000, "test": 10_000})
 
 
 CIFAR10 = Cifar(
     name="cifar10",
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     folders={"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"},
-    files={"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)},
-    images_per_file={"train": 10_000, "test": 10_000},
     label_bytes=1,
     official=torchvision.datasets.CIFAR10,
 )
@@ -58,8 +54,6 @@ CIFAR100 = Cifar(
     name="cifar100",
     classes=tuple(CIFAR100_CLASSES.split()),
     folders={"binary": "cifar-100-binary", "python": "cifar-100-python"},
-    files={"train": ("train",), "test": ("test",)},
-    images_per_file={"train": 50_000, "test": 10_000},
     label_bytes=2,
     official=torchvision.datasets.CIFAR100,
 )
@@ -100,8 +94,8 @@ def load_cifar(dataset, split, root=None):
         except RuntimeError as error:
             raise ValueError(f"a file in {folder} is missing or not the official one. {advice}") from error
         return LabelledImages(official.data.transpose(0, 3, 1, 2), np.array(official.targets))
-    paths = [folder / f"{name}.bin" for name in dataset.files[split]]
-    parts = [_read_binary(path, dataset, dataset.images_per_file[split], advice) for path in paths]
+    paths = [folder / f"{name}.bin" for name, _ in getattr(dataset.official, f"{split}_list")]
+    parts = [_read_binary(path, dataset, dataset.sizes[split] // len(paths), advice) for path in paths]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     return LabelledImages(images, labels)
 

@@ -58,7 +58,7 @@ def load_coco(name, json_file, image_root, hint=""):
             metadata already name.
     """
     data = read_coco_json(json_file, hint)
-    check_images_exist(data, json_file, image_root, hint)
+    check_images_exist(data, json_file, Path(image_root), hint)
 
     metadata = MetadataCatalog.get(name)
     classes = [category["name"] for category in sorted(data["categories"], key=lambda entry: entry["id"])]
@@ -212,16 +212,7 @@ def _fault_of_box(box, image):
 
 
 def missing_images(data, image_root):
-    """Names of the images of a COCO file that are not in a folder.
-
-    Args:
-        data (dict): a COCO file's content.
-        image_root (str or Path): the folder.
-
-    Returns:
-        list[str]: file names, in the order of the file.
-    """
-    image_root = Path(image_root)
+    """list[str]: names of the images of a COCO file's content that are not in the folder (Path)."""
     # One listing instead of a look-up per image: COCO has 118,287, often on a network disk.
     present = {path.name for path in image_root.iterdir()} if image_root.is_dir() else set()
     names = (image["file_name"] for image in data["images"])
@@ -229,18 +220,7 @@ def missing_images(data, image_root):
 
 
 def check_images_exist(data, json_file, image_root, hint=""):
-    """Stop when an image of a COCO file is missing.
-
-    Args:
-        data (dict): the file's content.
-        json_file (str or Path): its name, for the message.
-        image_root (str or Path): where the images should be.
-        hint (str): what to do; ends the message.
-
-    Raises:
-        FileNotFoundError: the folder or an image does not exist; names the first few.
-    """
-    image_root = Path(image_root)
+    """Raise FileNotFoundError when the folder or an image does not exist; the first few are named."""
     if not image_root.is_dir():
         raise FileNotFoundError(f"image folder {image_root.absolute()} of {json_file} does not exist. {hint}")
     missing = missing_images(data, image_root)

@@ -24,8 +24,7 @@ def select_subset(data, classes, num_train, num_test, seed):
     Args:
         data (dict): a COCO file's content.
         classes (list[str]): names of categories.
-        num_train (int): number of training images.
-        num_test (int): number of test images.
+        num_train, num_test (int): numbers of images.
         seed (int): another seed gives other images.
 
     Returns:

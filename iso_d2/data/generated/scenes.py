@@ -1,7 +1,5 @@
 """Drawn street scenes of people, bicycles and cars, with the pixels that belong to each."""
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
@@ -12,32 +10,17 @@ MIN_VISIBLE = 0.7
 MIN_SIDE = 6  # pixels
 
 
-@dataclass
-class Scene:
-    """One image and its objects.
-
-    Attributes:
-        image (ndarray): uint8, (H, W, 3), RGB.
-        classes (list[int]): of each object; 0 person, 1 bicycle, 2 car.
-        masks (list[ndarray]): bool, (H, W); the visible part of each object. It has no holes, since
-            what stands in front is larger.
-    """
-
-    image: np.ndarray
-    classes: list
-    masks: list
-
-
 def draw_scene(rng, height, width):
     """Draw a street with one to four objects, nearer ones larger and in front.
 
     Args:
         rng (numpy.random.Generator): decides everything.
-        height (int): of the image, in pixels.
-        width (int): of the image, in pixels.
+        height, width (int): of the image, in pixels.
 
     Returns:
-        Scene
+        tuple: the image (ndarray, uint8, (H, W, 3), RGB), the class of each object (list[int]; 0 person,
+        1 bicycle, 2 car), and its visible part (list of ndarrays, bool, (H, W)), which has no holes, since
+        what stands in front is larger.
     """
     horizon = rng.uniform(0.3, 0.5) * height
     canvas = _background(rng, height, width, horizon)
@@ -62,7 +45,7 @@ def draw_scene(rng, height, width):
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA).astype(np.float64)
     image = image * rng.uniform(0.85, 1.2) + rng.normal(0.0, rng.uniform(2.0, 5.0), image.shape)
     masks = [owner == index for index in range(len(classes))]
-    return Scene(np.clip(image, 0, 255).astype(np.uint8), classes, masks)
+    return np.clip(image, 0, 255).astype(np.uint8), classes, masks
 
 
 def _is_visible(mask, full_size):

@@ -42,11 +42,11 @@ def make_shapes(folder, num_images, seed):
         (folder / name).mkdir()
     images, annotations = [], []
     for index in range(num_images):
-        scene = draw_scene(np.random.default_rng([seed, index]), HEIGHT, WIDTH)
+        image, classes, masks = draw_scene(np.random.default_rng([seed, index]), HEIGHT, WIDTH)
         stem = f"{index:06d}"
-        Image.fromarray(scene.image).save(folder / "images" / f"{stem}.jpg", quality=92)
+        Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=92)
         labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-        for category, mask in zip(scene.classes, scene.masks, strict=True):
+        for category, mask in zip(classes, masks, strict=True):
             labels[mask] = category + 1
             annotation = {"id": len(annotations) + 1, "image_id": index, "category_id": category + 1}
             annotations.append({**annotation, **_describe(mask), "iscrowd": 0})

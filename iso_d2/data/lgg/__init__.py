@@ -68,8 +68,7 @@ def named_by_split(names, split="patient", fold=0, folds=5):
     Args:
         names (sequence[str]): of any data sets. Those that say a split, and other data, stay as they are.
         split (str): DATASETS.LGG_SPLIT: "patient", "image", "tune" or "fold".
-        fold (int): DATASETS.LGG_FOLD: with "fold", the part to validate on, from 0.
-        folds (int): DATASETS.LGG_FOLDS: with "fold", the number of parts.
+        fold, folds (int): DATASETS.LGG_FOLD and LGG_FOLDS: the part to validate on, from 0, of how many.
 
     Returns:
         tuple[str]
@@ -126,14 +125,7 @@ def _root():
 
 
 def list_slices(root, patients):
-    """Find the slices and their masks.
-
-    Args:
-        root (Path): the folder ``kaggle_3m``.
-        patients (dict[str, Patient]): all that there are.
-
-    Returns:
-        list[Slice]: ordered by patient and slice.
+    """list[Slice]: those in the folder ``kaggle_3m``, ordered by patient and slice.
 
     Raises:
         FileNotFoundError: there are no patients.

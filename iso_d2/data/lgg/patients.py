@@ -42,11 +42,7 @@ class Patient:
 
 
 def read_patients():
-    """Read the table.
-
-    Returns:
-        dict[str, Patient]: by name, in the frozen order.
-    """
+    """dict[str, Patient]: the table, by name, in the frozen order."""
     with open(Path(__file__).with_name("patients.tsv"), newline="") as file:
         return {
             row["patient"]: Patient(
@@ -64,8 +60,7 @@ def split_name(split, fold, folds, patients):
 
     Args:
         split (str): one of SPLITS.
-        fold (int): which part is lgg_val, from 0; only "fold" looks at it.
-        folds (int): how many parts there are; only "fold" looks at it.
+        fold, folds (int): with "fold", which part is lgg_val, from 0, and how many parts there are.
         patients (dict[str, Patient]): the table.
 
     Returns:

@@ -42,12 +42,7 @@ class Slice:
 
 
 def list_patient(root, name, count):
-    """Find the slices of a patient. Hidden files, and all that do not end in .tif, do not count.
-
-    Args:
-        root (Path): folder of the patients' folders.
-        name (str): of the patient.
-        count (int): how many slices there must be, numbered from 1.
+    """Find the slices of a patient, 1 to count; hidden files and all that do not end in .tif do not matter.
 
     Returns:
         tuple[list[Slice], list[str]]: the slices in their order, and what is wrong, a sentence each.
@@ -127,16 +122,7 @@ def in_threads(title, function, arguments):
 
 
 def raise_problems(name, root, problems):
-    """Raise a ValueError that lists the first of several problems, if there are any.
-
-    Args:
-        name (str): of the data set.
-        root (Path): where its files are.
-        problems (list[str]): one sentence without its full stop each.
-
-    Raises:
-        ValueError: ``problems`` is not empty.
-    """
+    """Raise a ValueError that lists the first of the problems (list[str]) of a data set, if there are any."""
     if problems:
         left = len(problems) - LISTED
         listing = "\n  ".join([*problems[:LISTED], *([f"... and {left:,} more"] if left > 0 else [])])

@@ -10,14 +10,19 @@ from iso_d2.data import cifar
 
 # Images of each file of the small sets
 COUNT = {"train": 4, "test": 3}
-SMALL10, SMALL100 = (
-    dataclasses.replace(dataset, images_per_file=COUNT, official=type("Small", (dataset.official,), {}))
-    for dataset in (cifar.CIFAR10, cifar.CIFAR100)
-)
 FILES = {
     "cifar10": {"train": [f"data_batch_{i}" for i in (1, 2, 3, 4, 5)], "test": ["test_batch"]},
     "cifar100": {"train": ["train"], "test": ["test"]},
 }
+
+
+def _small(dataset):
+    official = type("Small", (dataset.official,), {})
+    sizes = {split: count * len(FILES[dataset.name][split]) for split, count in COUNT.items()}
+    return dataclasses.replace(dataset, sizes=sizes, official=official)
+
+
+SMALL10, SMALL100 = _small(cifar.CIFAR10), _small(cifar.CIFAR100)
 
 
 def content(seed, count, classes):

@@ -1,8 +1,9 @@
 """A small tree of files named and made as LGG's are."""
 
 import numpy as np
-from iso_d2.data.lgg_patients import Patient
 from PIL import Image
+
+from iso_d2.data.lgg.patients import Patient
 
 SIDE = 40
 # Image and head, a rectangle in original pixels: rows and columns
