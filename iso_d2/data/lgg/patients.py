@@ -112,7 +112,7 @@ def choose_slices(side, split, patients, records):
     if not chosen:
         present = len({record["patient"] for record in records})
         raise ValueError(
-            f"the {side} side of the LGG split {split} has no slices: it has none of those of the {present} "
-            f"patients present. Add more of the {len(patients)} patients, or split otherwise."
+            f"the {side} side of the LGG split {split} has no slices: none of the {present} patients here "
+            f"belongs to it. Add more of the {len(patients)} patients, or take another split."
         )
     return chosen
