@@ -93,7 +93,8 @@ def load_cifar(dataset, split, root=None):
             official = dataset.official(root, train=split == "train")
         except RuntimeError as error:
             raise ValueError(f"a file in {folder} is missing or not the official one. {advice}") from error
-        return LabelledImages(official.data.transpose(0, 3, 1, 2), np.array(official.targets))
+        images = np.ascontiguousarray(official.data.transpose(0, 3, 1, 2))  # (N, H, W, 3) -> (N, 3, H, W)
+        return LabelledImages(images, np.array(official.targets, np.int64))
     paths = [folder / f"{name}.bin" for name, _ in getattr(dataset.official, f"{split}_list")]
     parts = [_read_binary(path, dataset, dataset.sizes[split] // len(paths), advice) for path in paths]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
