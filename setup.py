@@ -14,7 +14,7 @@ setup(
     description="Isometric networks (no normalization layers) for detection and segmentation with Detectron2",
     license="Apache-2.0",
     packages=find_packages(include=["iso_d2", "iso_d2.*"]),
-    package_data={"iso_d2.data": ["*.tsv"]},
+    package_data={"iso_d2.data.lgg": ["*.tsv"]},
     python_requires=">=3.10",
     # Detectron2 is needed as well, but it is not on the package index: README.md says how to get it.
     install_requires=[

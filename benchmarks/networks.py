@@ -14,7 +14,7 @@ from iso_d2.engine.choices import penalty_coefficient, penalty_mode
 from iso_d2.engine.model_penalty import penalised_layers
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SReLU
-from iso_d2.isometry.model import unwrap
+from iso_d2.isometry.model import find_convolutions, unwrap
 from iso_d2.modeling import IsoBlock, ISONet
 
 from .options import ROOT

@@ -178,7 +178,8 @@ def _iso_config():
 
     # How lgg_train and lgg_val divide the slices: by "patient"; by "image" (the report's 85/15, one patient's
     # slices on both sides); as "fold": LGG_FOLDS parts by patient, of which lgg_val is LGG_FOLD (from 0);
-    # or to "tune": the training patients of "patient" alone, divided once more
+    # or to "tune": the training patients of "patient" alone, divided once more. Anything but "patient"
+    # stands for other names in TRAIN and TEST, such as lgg_image_train, which can be given there as well
     cfg.DATASETS.LGG_SPLIT = "patient"
     cfg.DATASETS.LGG_FOLD = 0
     cfg.DATASETS.LGG_FOLDS = 5

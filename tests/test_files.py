@@ -5,23 +5,7 @@ import time
 
 import pytest
 
-from iso_d2.data import cache_root, dataset_root
-from iso_d2.data.paths import cache_json
 from iso_d2.files import make_once, replacing, write_atomically
-
-
-def test_dataset_root_follows_the_variable_after_the_import(monkeypatch, tmp_path):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert dataset_root() == tmp_path
-    monkeypatch.delenv("DETECTRON2_DATASETS")
-    assert str(dataset_root()) == "datasets"
-
-
-def test_cache_that_cannot_be_made_says_which_variable_moves_it(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OSError, match="set ISO_D2_CACHE to a writable folder"):
-        cache_root()
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -95,11 +79,3 @@ def test_two_processes_at_once_make_one_whole_folder(tmp_path):
     assert seen_at_once == 6
     assert len({path.read_text() for path in (tmp_path / "set").iterdir()}) == 1, "files of both processes"
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_cached_json_depends_on_its_content(monkeypatch, tmp_path):
-    monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
-    first, again, other = cache_json("x", {"a": 1}), cache_json("x", {"a": 1}), cache_json("x", {"a": 2})
-    assert first == again != other
-    assert first.read_text() == '{"a": 1}'
-    assert len(list(tmp_path.iterdir())) == 2

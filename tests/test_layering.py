@@ -1,5 +1,5 @@
 """A file imports only downwards: tools, benchmarks | reproduction, engine, data | modeling | evaluation |
-analysis, isometry | config | files | provenance."""
+analysis, isometry | config | files | placement | provenance."""
 
 import sys
 from pathlib import Path
@@ -8,13 +8,14 @@ from reading_imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_ZOO = "detectron2.model_zoo"
-GROUND = {"isometry", "config", "files", "provenance"}
+GROUND = {"isometry", "config", "files", "placement", "provenance"}
 FIRST = GROUND | {"data", "modeling", "evaluation", "analysis"}
 # What each part of iso_d2 may import beside itself. "" is iso_d2/__init__.py, which registers everything.
 MAY_IMPORT = {
     "isometry": set(),
     "config": set(),
     "files": set(),
+    "placement": set(),
     "provenance": set(),
     "data": GROUND,
     "modeling": GROUND,

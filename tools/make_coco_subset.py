@@ -10,8 +10,8 @@ import argparse
 import shlex
 import sys
 
-from iso_d2.data.coco_subset_maker import make_coco_subset
-from iso_d2.data.paths import dataset_root
+from iso_d2.data.catalog import dataset_root
+from iso_d2.data.coco.subset_maker import make_coco_subset
 
 
 def parse_args(argv):

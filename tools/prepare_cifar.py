@@ -12,8 +12,8 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from iso_d2.data.cifar_archives import SETS, prepare_cifar
-from iso_d2.data.paths import dataset_root
+from iso_d2.data.catalog import dataset_root
+from iso_d2.data.cifar.archives import SETS, prepare_cifar
 
 
 def parse_args(argv):

@@ -13,17 +13,11 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.nn import functional as F
 
+from .labels import LabelRange
+
 
 def flip_at_random(images, generator):
-    """Mirror each image left to right with probability 1/2.
-
-    Args:
-        images (Tensor): (B, C, H, W).
-        generator (torch.Generator): on the device of the images.
-
-    Returns:
-        Tensor: (B, C, H, W).
-    """
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2."""
     number, device = len(images), images.device
     mirrored = torch.rand(number, generator=generator, device=device) < 0.5
     # Whole images are copied four times as fast on the CPU as pixels are chosen by torch.where.
@@ -32,16 +26,7 @@ def flip_at_random(images, generator):
 
 
 def crop_at_random(images, padding, generator):
-    """Pad each image with zeros on all sides and cut a window of the old size out of it at random.
-
-    Args:
-        images (Tensor): (B, C, H, W).
-        padding (int): pixels on each side; every one of the (2 padding + 1)^2 windows is as likely.
-        generator (torch.Generator): on the device of the images.
-
-    Returns:
-        Tensor: (B, C, H, W).
-    """
+    """Pad each image of (B, C, H, W) with zeros and cut one of its (2 padding + 1)^2 windows out."""
     number, channels, height, width = images.shape
     device = images.device
     top, left = torch.randint(2 * padding + 1, (2, number, 1, 1), generator=generator, device=device)
@@ -136,7 +121,9 @@ class EvaluationBatches:
     def __init__(self, images, labels, batch_size, rank=0, world_size=1):
         if batch_size < 1:
             raise ValueError(f"TEST.BATCH_SIZE must be at least 1, got {batch_size}")
-        share = evaluation_share(len(images), rank, world_size)
+        size, left = divmod(len(images), world_size)
+        start = rank * size + min(rank, left)
+        share = slice(start, start + size + (rank < left))
         self.images, self.labels = images[share], labels[share]
         self.batch_size = batch_size
 
@@ -149,80 +136,57 @@ class EvaluationBatches:
             yield {"images": self.images[batch], "labels": self.labels[batch]}
 
 
-def evaluation_share(size, rank, world_size):
-    """Which of ``size`` images a process evaluates: slice."""
-    share, left = divmod(size, world_size)
-    start = rank * share + min(rank, left)
-    return slice(start, start + share + (rank < left))
-
-
 def in_memory(cfg, names):
-    """Whether data sets are to be loaded as whole batches: each has arrays, and the config allows it.
+    """bool: whether data sets are to be loaded as whole batches.
 
-    Args:
-        cfg (CfgNode): INPUT.IN_MEMORY; and segmented images must not be augmented, INPUT.ALBUMENTATIONS.TRAIN
-            be empty, since the batches here only know the augmentation of classifiers.
-        names (sequence[str]): registered data sets.
-
-    Returns:
-        bool
+    Each must have arrays, and the config allow it: INPUT.IN_MEMORY, and for segmented images an empty
+    INPUT.ALBUMENTATIONS.TRAIN, since the batches here only know the augmentation of classifiers.
     """
-    if any(_is_segmentation(name) for name in names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
+    if _are_segmented(names) and cfg.INPUT.ALBUMENTATIONS.TRAIN:
         return False
-    arrays = [MetadataCatalog.get(name).get("load_arrays") is not None for name in names]
-    return cfg.INPUT.IN_MEMORY and all(arrays)
+    return cfg.INPUT.IN_MEMORY and all(MetadataCatalog.get(name).get("load_arrays") for name in names)
 
 
-def _is_segmentation(name):
-    return MetadataCatalog.get(name).get("evaluator_type") == "medical_segmentation"
+def _are_segmented(names):
+    return any(MetadataCatalog.get(name).get("evaluator_type") == "medical_segmentation" for name in names)
 
 
 def build_training_batches(cfg):
-    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE: of labelled images with the augmentation of
-    INPUT.CLASSIFICATION, of segmented ones unchanged.
+    """TrainingBatches over DATASETS.TRAIN, on MODEL.DEVICE.
 
-    Args:
-        cfg (CfgNode): the data sets have ``load_arrays`` in their metadata.
-
-    Returns:
-        TrainingBatches
+    Labelled images are augmented by INPUT.CLASSIFICATION, segmented ones stay unchanged.
 
     Raises:
-        ValueError: as TrainingBatches, or INPUT.FORMAT is neither RGB nor BGR.
+        ValueError: as TrainingBatches, INPUT.FORMAT is neither RGB nor BGR, or the model has no class for a
+            label.
     """
-    options = cfg.INPUT.CLASSIFICATION
-    segments = any(_is_segmentation(name) for name in cfg.DATASETS.TRAIN)
+    options, names = cfg.INPUT.CLASSIFICATION, cfg.DATASETS.TRAIN
+    segmented = _are_segmented(names)
     return TrainingBatches(
-        *_load(cfg, cfg.DATASETS.TRAIN),
+        *_load(cfg, names, LabelRange.from_config(cfg)),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=comm.shared_random_seed(),
-        flip=options.FLIP and not segments,
-        crop_padding=0 if segments else options.CROP_PADDING,
+        flip=options.FLIP and not segmented,
+        crop_padding=0 if segmented else options.CROP_PADDING,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
 
 
 def build_evaluation_batches(cfg, name):
-    """EvaluationBatches over a data set, on MODEL.DEVICE.
-
-    Args:
-        cfg (CfgNode): TEST.BATCH_SIZE and INPUT.FORMAT are read.
-        name (str): a registered data set with ``load_arrays`` in its metadata.
-
-    Returns:
-        EvaluationBatches
-    """
-    images, labels = _load(cfg, [name])
-    batch_size = cfg.TEST.BATCH_SIZE
-    return EvaluationBatches(images, labels, batch_size, comm.get_rank(), comm.get_world_size())
+    """EvaluationBatches of TEST.BATCH_SIZE over a data set that has arrays, on MODEL.DEVICE."""
+    arrays = _load(cfg, [name])
+    return EvaluationBatches(*arrays, cfg.TEST.BATCH_SIZE, comm.get_rank(), comm.get_world_size())
 
 
-def _load(cfg, names):
+def _load(cfg, names, label_range=None):
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {cfg.INPUT.FORMAT!r}")
-    check_metadata_consistency("stuff_classes" if _is_segmentation(names[0]) else "thing_classes", names)
+    check_metadata_consistency("stuff_classes" if _are_segmented(names) else "thing_classes", names)
     parts = [MetadataCatalog.get(name).load_arrays() for name in names]
+    if label_range is not None:
+        for name, part in zip(names, parts, strict=True):
+            label_range.check(part.labels, name)
     images = torch.from_numpy(np.concatenate([part.images for part in parts]))
     labels = torch.from_numpy(np.concatenate([part.labels for part in parts]))
     if cfg.INPUT.FORMAT == "BGR":

@@ -20,7 +20,7 @@ MAX_FAILURES_IN_A_ROW = 20
 _PASSING = (408, 416, 429)
 
 
-def obtain_images(images, folder, source=None, threads=8, timeout=30.0, attempts=5, pause=1.0):
+def obtain_images(images, folder, source=None, threads=8, **options):
     """Download the images that a folder does not hold yet, or copy them from another folder.
 
     Whole images are kept. An interrupted download leaves ``<name>.part``, which the next call continues.
@@ -31,9 +31,7 @@ def obtain_images(images, folder, source=None, threads=8, timeout=30.0, attempts
         folder (str or Path): where they go; made if needed.
         source (str or Path, optional): folder to copy from; then nothing is downloaded.
         threads (int): how many images at a time.
-        timeout (float): seconds without a sign of the server after which an attempt ends.
-        attempts (int): tries per image.
-        pause (float): seconds before the second try, doubled before each further one.
+        options: timeout, attempts and pause of ``download``.
 
     Returns:
         dict[str, str]: name of each image that could not be had -> why. After MAX_FAILURES_IN_A_ROW it
@@ -46,16 +44,24 @@ def obtain_images(images, folder, source=None, threads=8, timeout=30.0, attempts
     names = _check_entries(images, needs_url=source is None)
     folder.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
-    if source is None:
-        options = {"timeout": timeout, "attempts": attempts, "pause": pause, "stop": stop}
-        bring = functools.partial(_download_image, **options)
-    else:
-        bring = functools.partial(_copy, source=Path(source))
+
+    def bring(image):
+        """Put an image in its place unless it is there, whole and of the stated size."""
+        find_fault = functools.partial(_fault, image)
+        target, part = folder / image["file_name"], folder / f"{image['file_name']}.part"
+        if find_fault(target) is None:
+            return
+        if source is None:
+            download(image["coco_url"], part, find_fault, stop=stop, **options)
+        else:
+            shutil.copyfile(Path(source) / image["file_name"], part)
+            _reject_if_faulty(part, find_fault)
+        os.replace(part, target)
 
     failures = dict.fromkeys(names, "not tried")
     failed_in_a_row = 0
     pool = ThreadPoolExecutor(threads)
-    futures = {pool.submit(_place, image, folder, bring): image["file_name"] for image in images}
+    futures = {pool.submit(bring, image): image["file_name"] for image in images}
     try:
         for future in tqdm(as_completed(futures), total=len(futures), unit="image", desc=folder.name):
             try:
@@ -92,16 +98,7 @@ def _check_entries(images, needs_url):
     return names
 
 
-def _place(image, folder, bring):
-    target = folder / image["file_name"]
-    part = folder / f"{image['file_name']}.part"
-    if _fault(target, image) is None:
-        return
-    bring(image, part)
-    os.replace(part, target)
-
-
-def _fault(path, image):
+def _fault(image, path):
     """What is wrong with an image file, as text; None if it is whole and of the stated size."""
     try:
         with Image.open(path) as opened:
@@ -119,15 +116,6 @@ def _reject_if_faulty(part, find_fault):
     if fault is not None:
         part.unlink(missing_ok=True)
         raise OSError(fault)
-
-
-def _copy(image, part, source):
-    shutil.copyfile(source / image["file_name"], part)
-    _reject_if_faulty(part, functools.partial(_fault, image=image))
-
-
-def _download_image(image, part, **options):
-    download(image["coco_url"], part, functools.partial(_fault, image=image), **options)
 
 
 def download(url, part, find_fault, timeout=30.0, attempts=5, pause=1.0, stop=None, progress=None):

@@ -2,14 +2,12 @@
 
 import functools
 import logging
-import os
+from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from .paths import dataset_root
-from .registration import register
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+from ..files import IMAGE_SUFFIXES
+from .catalog import dataset_root, register
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +43,14 @@ def load_image_folder(name, root):
         FileNotFoundError: ``root`` does not exist, or has no images.
         ValueError: it has a folder that is none of the classes.
     """
-    if not os.path.isdir(root):
+    root = Path(root)
+    if not root.is_dir():
         raise FileNotFoundError(
-            f"image folder {os.path.abspath(root)} does not exist. The data set {name!r} was registered with "
+            f"image folder {root.absolute()} does not exist. The data set {name!r} was registered with "
             "this path: check it."
         )
     metadata = MetadataCatalog.get(name)
-    folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    folders = [path.name for path in _visible(root) if path.is_dir()]
     classes = metadata.get("thing_classes", folders)
     unknown = [folder for folder in folders if folder not in classes]
     if unknown:
@@ -59,29 +58,24 @@ def load_image_folder(name, root):
             f"{root} has the folder {unknown[0]!r}, which is none of the {len(classes)} classes of {name!r} "
             f"({', '.join(classes[:5])}, ...). Move it away, or register the set with its class names."
         )
-    dataset_dicts = []
+    found = []
     for label, folder in enumerate(classes):
-        names = _images(os.path.join(root, folder)) if folder in folders else []
-        if not names:
+        files = _visible(root / folder) if folder in folders else []
+        files = [str(path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
             logger.warning("%s: no images of class %r in %s", name, folder, root)
-        for file_name in names:
-            path = os.path.join(root, folder, file_name)
-            dataset_dicts.append({"file_name": path, "image_id": len(dataset_dicts), "label": label})
-    if not dataset_dicts:
+        found += [(file, label) for file in files]
+    if not found:
         raise FileNotFoundError(
-            f"{os.path.abspath(root)} of the data set {name!r} has no images. It must hold one folder a "
-            f"class, with files ending in {', '.join(SUFFIXES)}."
+            f"{root.absolute()} of the data set {name!r} has no images. It must hold one folder a class, "
+            f"with files ending in {', '.join(IMAGE_SUFFIXES)}."
         )
     metadata.thing_classes = list(classes)
-    return dataset_dicts
+    return [{"file_name": file, "image_id": i, "label": label} for i, (file, label) in enumerate(found)]
 
 
-def _images(folder):
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-    )
+def _visible(folder):
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _load_imagenet(split):

@@ -1,68 +1,25 @@
-"""Dataset dict -> model input, with Albumentations."""
+"""Dataset dict -> model input: by Albumentations, or by Detectron2's own mapper with clearer errors."""
 
 import copy
-import difflib
 import logging
-import os
 import random
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import configurable
-from detectron2.data import detection_utils
+from detectron2.data import DatasetMapper, detection_utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer version at import
-import albumentations as A
-
 from ..files import BrokenImageError, read_image
-from .label_checks import check_labels
+from .labels import LabelRange
+from .transforms import build_transforms, check_test_transforms, compose
 
 logger = logging.getLogger(__name__)
 
 _FORMATS = ("RGB", "BGR", "L")
-# What predictions can be brought back from, since Detectron2 only rescales them to the original size
-_RESIZES = (A.Resize, A.LongestMaxSize, A.SmallestMaxSize, A.NoOp)
-
-
-def build_transforms(entries):
-    """Make Albumentations transforms from their names.
-
-    Args:
-        entries (list): ``[name, keyword arguments]`` each, as in ``INPUT.ALBUMENTATIONS.TRAIN``.
-
-    Returns:
-        list[albumentations.BasicTransform]
-
-    Raises:
-        ValueError: no transform has that name, or it does not take these arguments.
-    """
-    return [_build_transform(entry) for entry in entries]
-
-
-def _build_transform(entry):
-    if not isinstance(entry, list | tuple) or [type(part) for part in entry] != [str, dict]:
-        raise ValueError(
-            f"an entry of INPUT.ALBUMENTATIONS must be [name, {{argument: value}}], got {entry!r}"
-        )
-    name, arguments = entry
-    transform = getattr(A, name, None)
-    if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
-        close = difflib.get_close_matches(name, [n for n in dir(A) if n[0].isupper()])
-        raise ValueError(
-            f"INPUT.ALBUMENTATIONS: Albumentations {A.__version__} has no transform named {name!r}. "
-            f"Close names: {', '.join(close) or 'none'}."
-        )
-    try:
-        transform = transform(**arguments)
-        if transform.invalid_args:  # of which Albumentations only warns
-            raise TypeError(f"it has no argument {', '.join(transform.invalid_args)}")
-        return transform
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"INPUT.ALBUMENTATIONS: {name} cannot be made with {arguments}: {error}") from error
 
 
 class AlbumentationsMapper:
@@ -82,8 +39,7 @@ class AlbumentationsMapper:
             loader takes another one; the file is named in the log.
         whole_image (bool): predictions are of the image as a whole (ImageClassifier), so that there is
             nothing to undo and inference may crop.
-        label_range (tuple[int] or None): in training, the number of classes that labels of a semantic
-            segmentation are checked against, and the value of pixels to ignore.
+        label_range (LabelRange or None): what label images are checked against in training.
     """
 
     @configurable
@@ -101,11 +57,8 @@ class AlbumentationsMapper:
         if image_format not in _FORMATS:
             raise ValueError(f"INPUT.FORMAT must be one of {', '.join(_FORMATS)} here, got {image_format!r}")
         if not is_train and not whole_image:
-            _check_test_transforms(augmentations)
-        augmentations = augmentations or [A.NoOp()]  # Albumentations warns of boxes without a transform
-        # A box that sticks out by rounding would raise without clip.
-        boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True) if is_train else None
-        self.pipeline = A.Compose(augmentations, bbox_params=boxes)
+            check_test_transforms(augmentations)
+        self.pipeline = compose(augmentations, with_boxes=is_train)
         self.is_train = is_train
         self.image_format = image_format
         self.use_instance_mask = use_instance_mask
@@ -128,7 +81,7 @@ class AlbumentationsMapper:
             "use_instance_mask": cfg.MODEL.MASK_ON,
             "skip_broken": cfg.INPUT.SKIP_BROKEN,
             "whole_image": cfg.MODEL.META_ARCHITECTURE == "ImageClassifier",
-            "label_range": label_range_of(cfg),
+            "label_range": LabelRange.from_config(cfg),
         }
 
     def __call__(self, dataset_dict):
@@ -194,8 +147,7 @@ class AlbumentationsMapper:
         except BrokenImageError as error:
             if not self.skip_broken:
                 raise
-            log_first_n(logging.WARNING, f"skipped: {error}", key="message", name=__name__)
-            return None
+            return _skip(error)
         detection_utils.check_image_size(dataset_dict, image)
         if labels is None:
             return {"image": image}
@@ -204,7 +156,7 @@ class AlbumentationsMapper:
                 f"{label_file} is of size {labels.shape}, its image {file_name} of {image.shape[:2]}"
             )
         if self.label_range is not None:
-            check_labels(labels, *self.label_range, label_file)
+            self.label_range.check(labels, label_file)
         return {"image": image, "mask": labels}
 
     def _to_tensor(self, image):
@@ -219,21 +171,43 @@ class AlbumentationsMapper:
         return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H, W, C) -> (C, H, W)
 
 
-def label_range_of(cfg):
-    """Number of classes and ignored label of Detectron2's head for semantic segmentation, if there is one."""
-    head = cfg.MODEL.SEM_SEG_HEAD
-    has_head = cfg.MODEL.META_ARCHITECTURE in ("SemanticSegmentor", "PanopticFPN")
-    return (head.NUM_CLASSES, head.IGNORE_VALUE) if has_head else None
+class CheckedDatasetMapper(DatasetMapper):
+    """Detectron2's own mapper (INPUT.MIN_SIZE_TRAIN etc.) with the errors of AlbumentationsMapper.
+
+    Args:
+        cfg (CfgNode): as Detectron2's mapper takes it; INPUT.SKIP_BROKEN counts in training.
+        is_train (bool): for inference, annotations are left out.
+    """
+
+    def __init__(self, cfg, is_train=True):
+        super().__init__(cfg, is_train=is_train)
+        self.skip_broken = cfg.INPUT.SKIP_BROKEN and is_train
+        self.label_range = LabelRange.from_config(cfg) if is_train else None
+
+    def __call__(self, dataset_dict):
+        file_name = dataset_dict["file_name"]
+        if self.is_train and self.use_instance_mask:
+            for annotation in dataset_dict.get("annotations", []):
+                _check_segmentation(annotation, file_name)
+        try:
+            mapped = super().__call__(dataset_dict)
+        except Exception:
+            # Whatever it was: if the file cannot be read a second time either, say which.
+            try:
+                read_image(file_name, "RGB")
+            except BrokenImageError as error:
+                if not self.skip_broken:
+                    raise
+                return _skip(error)
+            raise
+        if self.label_range is not None and "sem_seg" in mapped:
+            self.label_range.check(mapped["sem_seg"].numpy(), dataset_dict["sem_seg_file_name"])
+        return mapped
 
 
-def _check_test_transforms(transforms):
-    for transform in transforms:
-        if not isinstance(transform, (A.ImageOnlyTransform, *_RESIZES)):
-            raise ValueError(
-                "INPUT.ALBUMENTATIONS.TEST: predictions cannot be brought back from "
-                f"{type(transform).__name__}. It may hold {', '.join(t.__name__ for t in _RESIZES)} and "
-                "transforms of pixel values only."
-            )
+def _skip(error):
+    """Log a file that a mapper skips, and return None, for which Detectron2's loader takes another one."""
+    log_first_n(logging.WARNING, f"skipped: {error}", key="message", name=__name__)
 
 
 def _numbered_boxes(annotations):
@@ -245,7 +219,7 @@ def _numbered_boxes(annotations):
     return np.array(boxes, dtype=np.float64).reshape(-1, 5)
 
 
-def check_segmentation(annotation, file_name):
+def _check_segmentation(annotation, file_name):
     if not annotation.get("segmentation"):
         raise ValueError(
             f"{file_name}: the annotation with box {annotation['bbox']} has no segmentation, which "
@@ -255,7 +229,7 @@ def check_segmentation(annotation, file_name):
 
 def _bitmask(annotation, size, file_name):
     """The mask of an annotation, uint8, (H, W)."""
-    check_segmentation(annotation, file_name)
+    _check_segmentation(annotation, file_name)
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         return polygons_to_bitmask([np.asarray(polygon) for polygon in segmentation], *size).astype(np.uint8)

@@ -6,7 +6,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
-from ..data.lgg_preprocessing import preprocess_image
+from ..data.lgg.preprocessing import Preprocessing
 from ..files import read_image
 from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
@@ -60,7 +60,7 @@ class Predictor:
         record = {"file_name": file_name}
         if self.image_size is not None:
             image = read_image(file_name, "RGB")
-            record["image_array"], placement = preprocess_image(image, self.image_size)
+            record["image_array"], placement = Preprocessing(self.image_size)(image)
             original = {"height": image.shape[0], "width": image.shape[1], "placement": placement}
             if isinstance(self.model, UNetSegmentor):  # which brings its output back by itself
                 record |= original

@@ -11,7 +11,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
-from ..data import register_coco_json, register_image_folder, register_lgg
+from ..data import register_coco_json, register_image_folder
+from ..data.lgg import named_by_split
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +20,10 @@ logger = logging.getLogger(__name__)
 def load_config(config_file="", opts=()):
     """Detectron2's and iso_d2's defaults, changed by a file and then by KEY VALUE pairs.
 
-    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered, those of LGG by the split
-    of DATASETS.LGG_SPLIT. On a machine without
-    CUDA, MODEL.DEVICE "cuda" becomes "cpu" and mixed precision with fp16 is turned off.
+    The data sets of DATASETS.COCO_FORMAT and DATASETS.IMAGE_FOLDERS are registered. DATASETS.LGG_SPLIT
+    renames LGG data sets in DATASETS.TRAIN and TEST: with "image", lgg_train becomes lgg_image_train (see
+    ``iso_d2.data.lgg.named_by_split``). On a machine without CUDA, MODEL.DEVICE "cuda" becomes "cpu" and
+    mixed precision with fp16 is turned off.
 
     Args:
         config_file (str or Path): a yaml file; "" for the defaults alone.
@@ -50,7 +52,11 @@ def load_config(config_file="", opts=()):
         cfg.SOLVER.AMP.ENABLED = False
     _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
-    register_lgg(cfg.DATASETS.LGG_SPLIT, cfg.DATASETS.LGG_FOLD, cfg.DATASETS.LGG_FOLDS)
+    datasets = cfg.DATASETS
+    for key in ("TRAIN", "TEST"):
+        datasets[key] = named_by_split(
+            datasets[key], datasets.LGG_SPLIT, datasets.LGG_FOLD, datasets.LGG_FOLDS
+        )
     return cfg
 
 

@@ -17,9 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..data.batches import build_evaluation_batches, build_training_batches, in_memory
-from ..data.mappers import AlbumentationsMapper
-from ..data.paths import dataset_root
-from ..data.stock_mapper import CheckedDatasetMapper
+from ..data.catalog import dataset_root
+from ..data.mappers import AlbumentationsMapper, CheckedDatasetMapper
 from ..evaluation import build_evaluator
 from ..isometry.model import NORM_LAYERS
 from .checkpoint import IsoCheckpointer

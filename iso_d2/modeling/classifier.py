@@ -8,7 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
 from torch.nn import functional as F
 
-from .batched_inputs import check_labels_given
+from .batched_inputs import as_batch, check_label_range
 
 
 @META_ARCH_REGISTRY.register()
@@ -82,43 +82,19 @@ class ImageClassifier(nn.Module):
             softmax: (num_classes,) for each dict of a list, (B, num_classes) for one batch.
 
         Raises:
-            ValueError: images of several sizes, a label that is out of range (a batch whose labels are
-                on a GPU already is taken as it is).
+            ValueError: images of several sizes, a label on the CPU that is out of range.
             KeyError: no label in training.
         """
-        is_batch = isinstance(batched_inputs, Mapping)
-        images = batched_inputs["images"] if is_batch else self._stack_images(batched_inputs)
+        images, labels = as_batch(batched_inputs, "label", "ImageClassifier", "classification", self.training)
         images = (images.to(self.device) - self.pixel_mean) / self.pixel_std
         logits = self.backbone(images)[self.feature]
         if self.feature != "linear":
             logits = self.linear(self.dropout(self.avgpool(logits).flatten(1)))
         logits = logits.float()
         if self.training:
-            labels = self._labels(batched_inputs, is_batch).to(self.device)
+            accepted = f"0 to {self.num_classes - 1} (MODEL.CLASSIFIER.NUM_CLASSES {self.num_classes})"
+            check_label_range(labels, self.num_classes, accepted)
+            labels = labels.to(self.device, torch.int64)
             return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
         scores = logits.softmax(dim=1)
-        return {"scores": scores} if is_batch else [{"scores": s} for s in scores]
-
-    def _stack_images(self, inputs):
-        images = [x["image"].to(self.device) for x in inputs]
-        sizes = sorted({tuple(image.shape) for image in images})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"ImageClassifier takes images of one size in a batch, got {', '.join(map(str, sizes))}: "
-                "resize or crop them to one in INPUT.ALBUMENTATIONS"
-            )
-        return torch.stack(images)
-
-    def _labels(self, inputs, is_batch):
-        key = "labels" if is_batch else "label"
-        check_labels_given(inputs, is_batch, key, "ImageClassifier", "classification")
-        labels = inputs["labels"] if is_batch else torch.tensor([x["label"] for x in inputs])
-        if labels.is_cuda:  # to look at them would make every step wait for the GPU
-            return labels.long()
-        low, high = (value.item() for value in labels.aminmax())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"Labels must be 0 to {self.num_classes - 1} (MODEL.CLASSIFIER.NUM_CLASSES "
-                f"{self.num_classes}), got {low if low < 0 else high}"
-            )
-        return labels.long()
+        return {"scores": scores} if isinstance(batched_inputs, Mapping) else [{"scores": s} for s in scores]

@@ -4,18 +4,15 @@ import logging
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
-from .batched_inputs import check_labels_given
+from ..placement import resize_bilinear
+from .batched_inputs import as_batch, check_label_range
 from .segmentation_losses import IGNORE_LABEL, check_loss, class_probabilities, segmentation_losses
 from .unet import UNet
-
-# After so many batches of labels on an accelerator they are no longer checked, see _check_range
-_CHECKED_BATCHES = 100
 
 
 @META_ARCH_REGISTRY.register()
@@ -65,7 +62,6 @@ class UNetSegmentor(nn.Module):
         self.loss = loss
         self.dice_smooth = dice_smooth
         self.standardize = standardize
-        self._batches_to_check = _CHECKED_BATCHES
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -117,14 +113,15 @@ class UNetSegmentor(nn.Module):
 
         Raises:
             ValueError: images of several sizes in training or with another number of channels, labels of
-                another size than the images or out of range.
+                another size than the images or, on the CPU, out of range.
             KeyError: no labels in training.
         """
-        is_batch = isinstance(batched_inputs, Mapping)
         if self.training:
-            images, labels = self._training_batch(batched_inputs, is_batch)
+            images, labels = as_batch(batched_inputs, "sem_seg", "UNetSegmentor", "segmentation", True)
+            self._check_labels(labels, images.shape)
+            labels = labels.to(self.device)
             return segmentation_losses(self._logits(images), labels, self.loss, self.dice_smooth)
-        if is_batch:
+        if isinstance(batched_inputs, Mapping):
             return {"probabilities": class_probabilities(self._logits(batched_inputs["images"]))}
         images = [x["image"] for x in batched_inputs]
         if len({image.shape for image in images}) == 1:
@@ -148,40 +145,22 @@ class UNetSegmentor(nn.Module):
         std, mean = torch.std_mean(images, dim=(-2, -1), correction=0, keepdim=True)
         return self.unet((images - mean) / std.clamp(min=1))
 
-    def _training_batch(self, inputs, is_batch):
-        key = "labels" if is_batch else "sem_seg"
-        check_labels_given(inputs, is_batch, key, "UNetSegmentor", "segmentation")
-        if is_batch:
-            images, labels = inputs["images"], inputs["labels"]
-        else:
-            images, labels = _stack(inputs, "image"), _stack(inputs, "sem_seg")
-        if labels.shape != (len(images), *images.shape[-2:]):
+    def _check_labels(self, labels, shape):
+        if labels.shape != (shape[0], *shape[-2:]):
             raise ValueError(
-                f"UNetSegmentor got labels of shape {tuple(labels.shape)} for images of "
-                f"{tuple(images.shape)}: a label belongs to each pixel"
+                f"UNetSegmentor got labels of shape {tuple(labels.shape)} for images of {tuple(shape)}: "
+                "a label belongs to each pixel"
             )
-        self._check_range(labels)
-        return images, labels.to(self.device)
-
-    def _check_range(self, labels):
-        # Where the labels come from the CPU all are checked, in well under a millisecond. On an accelerator
-        # reading a value makes the CPU wait for all the work that it has sent there, and an assertion made
-        # there (torch._assert_async) ends the process without saying which value it was. A wrong kind of mask
-        # shows early.
-        if labels.device.type != "cpu":
-            if self._batches_to_check == 0:
-                return
-            self._batches_to_check -= 1
         num_classes = self.unet.num_classes
+        accepted = "0 or 1" if num_classes == 1 else f"0 to {num_classes - 1}, or 255 to be ignored"
         counted = labels if num_classes == 1 else labels.where(labels != IGNORE_LABEL, 0)
-        low, high = (value.item() for value in counted.aminmax())
-        if low < 0 or high >= max(num_classes, 2):
-            accepted = "0 or 1" if num_classes == 1 else f"0 to {num_classes - 1}, or 255 to be ignored"
-            raise ValueError(
-                f"Labels must be {accepted} (MODEL.UNET.NUM_CLASSES {num_classes}), got "
-                f"{low if low < 0 else high}: masks of 0/255 must become 0/1, other classes 0, 1, 2, ..."
-            )
-        if high == 0 and counted is not labels and labels.max() == IGNORE_LABEL:
+        check_label_range(
+            counted,
+            max(num_classes, 2),
+            f"{accepted} (MODEL.UNET.NUM_CLASSES {num_classes})",
+            ": masks of 0/255 must become 0/1, other classes 0, 1, 2, ...",
+        )
+        if labels.device.type == "cpu" and not counted.any() and labels.max() == IGNORE_LABEL:
             log_first_n(
                 logging.WARNING,
                 "A batch of labels has no class but 0, and 255, which is ignored. If 255 means the "
@@ -190,28 +169,16 @@ class UNetSegmentor(nn.Module):
             )
 
 
-def _stack(inputs, key):
-    sizes = sorted({tuple(x[key].shape) for x in inputs})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"UNetSegmentor takes images of one size in a training batch, got {key!r} of "
-            f"{', '.join(map(str, sizes))}: resize or crop them to one in INPUT.ALBUMENTATIONS"
-        )
-    return torch.stack([x[key] for x in inputs])
-
-
 def to_original(probabilities, dataset_dict):
     """Bring probabilities back to the pixels of the original image.
 
-    Without a ``placement`` they are resized to ``height`` x ``width``, with which they stay as they are if
-    these are missing. With one, the input was a square of ``side`` original pixels, which at ``pad_top``,
-    ``pad_left`` held the box ``top``, ``left``, ``height``, ``width`` of the image: the square is resized to
-    its side, and the box put back where it was; all around it is background.
+    Through its ``placement`` where there is one; otherwise they are resized to ``height`` x ``width``, and
+    stay as they are where these are missing.
 
     Args:
         probabilities (Tensor): (K, S, S), or (K, H, W) without placement; for K > 1 class 0 is the
             background.
-        dataset_dict (dict): with ``height``, ``width`` in original pixels, and ``placement``, a dict of ints.
+        dataset_dict (dict): with ``height``, ``width`` in original pixels, and ``placement`` (Placement).
 
     Returns:
         Tensor: (K, height, width), of the same dtype.
@@ -219,19 +186,4 @@ def to_original(probabilities, dataset_dict):
     rows, columns = probabilities.shape[1:]
     size = dataset_dict.get("height", rows), dataset_dict.get("width", columns)
     placement = dataset_dict.get("placement")
-    if placement is None:
-        return _resize(probabilities, size)
-    square = _resize(probabilities, (placement["side"], placement["side"]))
-    pad_top, pad_left = placement["pad_top"], placement["pad_left"]
-    top, left, height, width = (placement[key] for key in ("top", "left", "height", "width"))
-    original = probabilities.new_zeros(len(probabilities), *size)
-    if len(probabilities) > 1:
-        original[0] = 1
-    original[:, top : top + height, left : left + width] = square[
-        :, pad_top : pad_top + height, pad_left : pad_left + width
-    ]
-    return original
-
-
-def _resize(probabilities, size):
-    return F.interpolate(probabilities[None], size=size, mode="bilinear", align_corners=False)[0]
+    return placement.put_back(probabilities, *size) if placement else resize_bilinear(probabilities, *size)

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.analysis import FlopCountAnalysis
 
 # Height and width of what is fed, by data set, where INPUT.ALBUMENTATIONS.TEST does not resize
-SIZES = {"cifar10_train": 32, "cifar100_train": 32, "lgg_train": 224}
+SIZES = {"cifar10_train": 32, "cifar100_train": 32, "lgg_train": 224, "lgg_image_train": 224}
 
 
 def parameters_and_flops(cfg):

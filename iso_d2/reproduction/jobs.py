@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..data.paths import dataset_root
+from ..data.catalog import dataset_root
 from ..engine.setup import load_config
 from .arm import Arm
 from .files import read_metrics
@@ -25,8 +25,8 @@ LGG_TRAIN_IMAGES = {"image": 3340, "patient": 3347}
 
 
 def train_images(dataset, lgg_split):
-    """int: images of a training set, of which all is there; `lgg_split` counts for lgg_train alone."""
-    return LGG_TRAIN_IMAGES[lgg_split] if dataset == "lgg_train" else TRAIN_IMAGES[dataset]
+    """int: images of a training set, of which all is there; `lgg_split` counts for LGG alone."""
+    return LGG_TRAIN_IMAGES[lgg_split] if dataset.startswith("lgg_") else TRAIN_IMAGES[dataset]
 
 
 @dataclass(frozen=True)

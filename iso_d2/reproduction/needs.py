@@ -2,9 +2,9 @@
 
 import os
 
-from ..data.checks import missing_images, read_coco_json
+from ..data.catalog import dataset_root
+from ..data.coco.annotations import missing_images, read_coco_json
 from ..data.lgg import PATIENTS
-from ..data.paths import dataset_root
 
 
 def missing(needs):

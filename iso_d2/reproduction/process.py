@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 
-from ..data.paths import dataset_root
+from ..data.catalog import dataset_root
 from ..files import write_atomically
 from ..provenance import git_state
 

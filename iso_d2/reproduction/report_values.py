@@ -118,20 +118,21 @@ def _mri(split):
         "those that change the width start as semi-orthogonal ones. The penalty is the exact form, not "
         "eq. (5) and (6). It has no UNet without norm."
     )
+    val, train = ("lgg_val", "lgg_train") if split == "patient" else ("lgg_image_val", "lgg_image_train")
     title = f"Brain MRI, {split} split ({words})"
-    dice = Metric("volume Dice, mean of patients (%)", "lgg_val", "volume_dice_mean")
+    dice = Metric("volume Dice, mean of patients (%)", val, "volume_dice_mean")
     return [
-        Table(f"{title}: validation", f"mri-{split}", metrics("lgg_val"), report("val"), common, dice),
-        Table(f"{title}: training set", f"mri-{split}", metrics("lgg_train"), report("train"), ""),
+        Table(f"{title}: validation", f"mri-{split}", metrics(val), report("val"), common, dice),
+        Table(f"{title}: training set", f"mri-{split}", metrics(train), report("train"), ""),
         Table(
             f"{title}: validation, what the report does not measure",
             f"mri-{split}",
             (
                 dice,
-                Metric("volume Dice, median (%)", "lgg_val", "volume_dice_median"),
-                Metric("mean Dice loss, tumour slices", "lgg_val", "dice_loss_tumour", 3),
-                Metric("tumour slices found (%)", "lgg_val", "detection_rate"),
-                Metric("false alarms (%)", "lgg_val", "false_alarm_rate"),
+                Metric("volume Dice, median (%)", val, "volume_dice_median"),
+                Metric("mean Dice loss, tumour slices", val, "dice_loss_tumour", 3),
+                Metric("tumour slices found (%)", val, "detection_rate"),
+                Metric("false alarms (%)", val, "false_alarm_rate"),
             ),
             {},
             "2,556 of the 3,929 slices have no tumour (the report says 1,373, which is how many have "

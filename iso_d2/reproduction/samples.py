@@ -37,7 +37,7 @@ def draw_mri(root, arms, scale, records):
     predictors = {job.run.net: Predictor(_with_checkpoint(job)) for job in jobs}
     config = jobs[0].config
     largest = {}
-    for record in DatasetCatalog.get("lgg_val"):
+    for record in DatasetCatalog.get(config.DATASETS.TEST[0]):
         pixels = int((record["sem_seg_array"] > 0).sum())
         if pixels > largest.get(record["patient"], (0,))[0]:
             largest[record["patient"]] = pixels, record

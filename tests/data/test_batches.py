@@ -221,23 +221,11 @@ def test_other_formats_are_refused(registered):
         build_training_batches(cfg)
 
 
-@pytest.mark.parametrize(
-    ("images", "numbers", "message"),
-    [
-        (
-            np.zeros((2, 4, 4, 3), np.uint8),
-            np.zeros(2, np.int64),
-            r"uint8 \(N, 3, H, W\), got uint8 \(2, 4, 4, 3\)",
-        ),
-        (np.zeros((2, 3, 4, 4)), np.zeros(2, np.int64), "got float64"),
-        (
-            np.zeros((2, 3, 4, 4), np.uint8),
-            np.zeros(3, np.int64),
-            r"labels must be int64 \(2,\).* got int64 \(3,\)",
-        ),
-        (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.uint8), "got uint8"),
-    ],
-)
-def test_arrays_of_other_kinds_are_refused(images, numbers, message):
-    with pytest.raises(ValueError, match=message):
-        LabelledImages(images, numbers)
+def test_training_labels_beyond_the_model_are_refused_before_they_reach_the_device(registered):
+    cfg = config()
+    cfg.MODEL.META_ARCHITECTURE = "ImageClassifier"
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 6
+    build_training_batches(cfg)
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 4
+    with pytest.raises(ValueError, match=r"^arrays_a holds the labels 4, 5, .*MODEL.CLASSIFIER.NUM_CLASSES"):
+        build_training_batches(cfg)

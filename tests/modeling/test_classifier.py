@@ -132,7 +132,7 @@ def test_missing_label():
 def test_images_of_several_sizes():
     model = classifier(Doubling("linear")).eval()
     with pytest.raises(
-        ValueError, match=r"one size in a batch, got \(3, 4, 6\), \(3, 4, 8\): resize or crop"
+        ValueError, match=r"one size in a batch, got 'image' of \(3, 4, 6\), \(3, 4, 8\): resize or crop"
     ):
         model([{"image": IMAGES[0]}, {"image": image(1, 2, 3, size=(4, 8))}])
 

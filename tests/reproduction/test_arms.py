@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from iso_d2.data.lgg import PATIENTS
-from iso_d2.data.lgg_patients import choose_slices
+from iso_d2.data.lgg.patients import choose_slices
 from iso_d2.isometry import SharedScale, SReLU
 from iso_d2.reproduction.arm import GROUPS, SCALES, Run
 from iso_d2.reproduction.arms import ARMS, in_order
@@ -84,7 +84,7 @@ def test_iterations_follow_from_the_images():
         for number in range(1, p.slices + 1)
     ]
     for split in ("image", "patient"):
-        chosen = choose_slices("train", split, 0, 5, PATIENTS, records)
+        chosen = choose_slices("train", split, PATIENTS, records)
         assert train_images("lgg_train", split) == len(chosen)
     # 100 epochs of 50,000 images in batches of 128; 50 epochs of 3,340 slices in batches of 20
     assert Job(BY_NAME["cifar10-resnet-bn"], "full", 1, ROOT).iterations == 39062

@@ -106,7 +106,7 @@ def test_other_segmentors_get_the_slices_preprocessed_too(tmp_path):
     assert found.shape == (2, record["height"], record["width"])
     place = record["placement"]
     inside = torch.zeros(found.shape[1:], dtype=torch.bool)
-    inside[place["top"] : place["top"] + place["height"], place["left"] : place["left"] + place["width"]] = 1
+    inside[place.top : place.top + place.height, place.left : place.left + place.width] = 1
     assert not inside.all() and (found[0][~inside] == 1).all() and (found[1][~inside] == 0).all()
     torch.testing.assert_close(found.sum(dim=0), torch.ones(found.shape[1:]))
 

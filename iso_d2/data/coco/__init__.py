@@ -1,0 +1,1 @@
+"""COCO-format data sets: reading and checking any of them, and the report's person/bicycle/car subset."""

@@ -1,0 +1,1 @@
+"""Drawn data sets, made on first use, that need no download."""

@@ -1,0 +1,168 @@
+"""Archives from a local server, small and made here; and the command over them."""
+
+import hashlib
+import io
+import tarfile
+
+import pytest
+from cifar_files import COUNT, SMALL100, write_binary, write_python
+from image_server import serving
+
+from iso_d2.data.cifar import archives, load_cifar
+from iso_d2.data.cifar.archives import ARCHIVES, prepare_cifar, unpack
+
+NAME = "cifar-100-binary.tar.gz"
+QUICK = {"timeout": 5, "pause": 0.01}
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+    """An archive of a small CIFAR-100 in the binary version, taken for the official one: its path."""
+    return pack(tmp_path / "packed", "binary", monkeypatch)
+
+
+def pack(folder, version, monkeypatch):
+    write = {"binary": write_binary, "python": write_python}[version]
+    write(folder / f"cifar-100-{version}", "cifar100")
+    path = folder / f"cifar-100-{version}.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder / f"cifar-100-{version}", f"cifar-100-{version}")
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(ARCHIVES, ("cifar100", version), (path.name, md5))
+    return path
+
+
+@pytest.fixture
+def server(packed, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as server:
+        server.files[NAME] = packed.read_bytes()
+        monkeypatch.setattr(archives, "URL", server.url(""))
+        yield server
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_verify_unpack(server, tmp_path):
+    folder = prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
+    assert folder == tmp_path / "root" / "cifar-100-binary"
+    assert files(tmp_path / "root") == ["cifar-100-binary"]
+    assert len(load_cifar(SMALL100, "train", tmp_path / "root").labels) == COUNT["train"]
+    prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
+    assert server.requests == [(NAME, None)]
+
+
+def test_an_interrupted_download_continues(server, tmp_path, packed):
+    server.faults[NAME] = ["truncate"]
+    with pytest.raises(
+        OSError, match=r"could not be downloaded \(the connection ended after .*--archive FILE"
+    ):
+        prepare_cifar("cifar100", root=tmp_path / "root", attempts=1, **QUICK)
+    assert files(tmp_path / "root") == [f"{NAME}.part"]
+    prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
+    assert server.requests[1:] == [(NAME, f"bytes={packed.stat().st_size // 2}-")]
+    assert files(tmp_path / "root") == ["cifar-100-binary"]
+
+
+def test_a_whole_part_is_not_downloaded_again(server, tmp_path, packed):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / f"{NAME}.part").write_bytes(packed.read_bytes())
+    prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
+    assert server.requests == []
+
+
+def test_progress_counts_all_bytes(server, tmp_path, packed, monkeypatch):
+    bars = []
+
+    class Bar(archives.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr(archives, "tqdm", Bar)
+    server.faults[NAME] = ["truncate", "ignore range", "truncate"]
+    prepare_cifar("cifar100", root=tmp_path / "root", **QUICK)
+    assert [(bar.n, bar.total) for bar in bars] == [(packed.stat().st_size,) * 2]
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    server.files[NAME] = b"<html>Please log in</html>"
+    digest = hashlib.md5(server.files[NAME]).hexdigest()
+    with pytest.raises(OSError, match=f"its MD5 checksum is {digest} instead of"):
+        prepare_cifar("cifar100", root=tmp_path / "root", attempts=2, **QUICK)
+    assert files(tmp_path / "root") == []
+
+
+@pytest.mark.parametrize("version", ["binary", "python"])
+def test_an_archive_at_hand(tmp_path, monkeypatch, version):
+    archive = pack(tmp_path / "at hand", version, monkeypatch)
+    folder = prepare_cifar("cifar100", version, tmp_path / "root", archive)
+    assert folder.name == f"cifar-100-{version}" and archive.is_file()
+    assert len(load_cifar(SMALL100, "test", tmp_path / "root").labels) == COUNT["test"]
+
+
+def test_another_archive_at_hand_is_refused(tmp_path, packed):
+    with pytest.raises(ValueError, match=r"is not the official cifar-10-binary\.tar\.gz: its MD5 checksum"):
+        prepare_cifar("cifar10", root=tmp_path / "root", archive=packed)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        prepare_cifar("cifar10", root=tmp_path / "root", archive=tmp_path / "nowhere")
+    assert files(tmp_path / "root") == []
+
+
+def archive_of(path, *members):
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+    return path
+
+
+def member(name, kind=tarfile.REGTYPE, link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, 1 if kind == tarfile.REGTYPE else 0
+    return info
+
+
+@pytest.mark.parametrize(
+    "unsafe",
+    [
+        member("set/../../evil"),
+        member("set/.."),
+        member("/etc/evil"),
+        member("evil"),
+        member("other/file"),
+        member("set/sub/file"),
+        member("set/a\\..\\evil"),
+        member("set/link", tarfile.SYMTYPE, "/etc/passwd"),
+        member("set/link", tarfile.LNKTYPE, "../evil"),
+        member("set/pipe", tarfile.FIFOTYPE),
+        member("set/device", tarfile.CHRTYPE),
+        member("set/sub", tarfile.DIRTYPE),
+    ],
+    ids=lambda info: f"{info.name} {info.type.decode()}",
+)
+def test_unsafe_members_are_refused(tmp_path, unsafe):
+    target = tmp_path / "a" / "b" / "target"
+    target.mkdir(parents=True)
+    archive = archive_of(tmp_path / "set.tar", member("set", tarfile.DIRTYPE), unsafe)
+    with pytest.raises(ValueError, match="which is not a plain file in set/: it is no official archive"):
+        unpack(archive, "set", target)
+    assert files(target) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [archive]
+
+
+def test_the_command(load_tool, tmp_path, packed, capsys, monkeypatch):
+    tool = load_tool("prepare_cifar")
+    arguments = ["cifar100", "--output", str(tmp_path / "root"), "--archive", str(packed)]
+    tool.main(arguments)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "root" / "cifar-100-binary")
+    with pytest.raises(SystemExit, match=r"error: archive .*nowhere does not exist"):
+        tool.main(["cifar10", "--output", str(tmp_path / "other"), "--archive", "nowhere"])
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "prepare_cifar", interrupted)
+    with pytest.raises(SystemExit, match=r"^interrupted\. To continue: python .* cifar10 --version python$"):
+        tool.main(["cifar10", "--version", "python"])

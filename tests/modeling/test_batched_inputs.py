@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from iso_d2.modeling.batched_inputs import as_batch, check_label_range
+
+IMAGES, LABELS = torch.zeros(2, 3, 4, 5), torch.tensor([1, 0])
+PIXEL_LABELS = torch.ones(2, 4, 5, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels"),
+    [
+        ({"images": IMAGES, "labels": LABELS}, LABELS),
+        ([{"image": IMAGES[0], "y": 1}, {"image": IMAGES[1], "y": 0}], LABELS),
+        ([{"image": i, "y": y} for i, y in zip(IMAGES, PIXEL_LABELS, strict=True)], PIXEL_LABELS),
+    ],
+)
+def test_both_forms_give_the_same_tensors(inputs, labels):
+    images, found = as_batch(inputs, "y", "Model", "good", training=True)
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(found, labels) and found.dtype == labels.dtype
+    assert as_batch(inputs, "y", "Model", "good", training=False)[1] is None
+
+
+def test_labels_are_looked_at_on_the_cpu_alone():
+    """A tensor on the meta device has no values, so that looking at them would fail."""
+    labels = torch.tensor([0, 3])
+    check_label_range(labels, 4, "0 to 3")
+    with pytest.raises(ValueError, match=r"^Labels must be 0 to 2, got 3: mend them$"):
+        check_label_range(labels, 3, "0 to 2", ": mend them")
+    check_label_range(labels.to("meta"), 3, "0 to 2")
