@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from iso_d2.modeling import IsoBlock, ISONet, fold_scales_
+from iso_d2.modeling.signal import Signal
 
 
 def random_(module, scale=0.3):
@@ -43,7 +44,8 @@ def plain(block, x):
     ("inputs", "outputs", "stride", "dilation"), [(6, 6, 1, 1), (6, 8, 2, 1), (8, 5, 1, 2)]
 )
 def test_block_and_its_gradients_are_those_of_the_formula(residual, neck, inputs, outputs, stride, dilation):
-    block = random_(IsoBlock(inputs, outputs, stride, residual, neck, dilation, srelu_init=-0.2)).double()
+    signal = Signal(srelu_init=-0.2)
+    block = random_(IsoBlock(inputs, outputs, stride, residual, neck, dilation, signal=signal)).double()
     leaves = [torch.randn(2, inputs, 9, 7, dtype=torch.float64, requires_grad=True), *block.parameters()]
     cotangent = torch.randn_like(plain(block, leaves[0]))
     for ours, formula in zip(
