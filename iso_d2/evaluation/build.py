@@ -36,7 +36,7 @@ EVALUATORS = {
         name, output_dir=folder, sem_seg_loading_fn=read_labels
     ),
 }
-# Those that draw what belongs to them themselves: a confusion matrix, patients
+# Those that make their own drawings: a confusion matrix, patients
 DRAWING = ("classification", "medical_segmentation")
 
 
@@ -55,11 +55,11 @@ def read_labels(path, dtype):
 
 
 def build_evaluator(cfg, dataset_name, output_folder=None):
-    """The evaluator of a registered data set, with drawn predictions where the config asks for them.
+    """The evaluator of a registered data set, with drawn predictions if the config asks for them.
 
     Args:
         cfg (CfgNode): TEST.VISUALIZE pictures go to OUTPUT_DIR/visualizations/<data set>.
-        dataset_name (str): a registered data set, whose metadata says ``evaluator_type``.
+        dataset_name (str): a registered data set, whose metadata have an ``evaluator_type``.
         output_folder (str or None): for predictions; None: OUTPUT_DIR/inference/<data set>.
 
     Returns:

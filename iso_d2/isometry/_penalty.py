@@ -201,8 +201,8 @@ def frequency_tables(kh, kw, dtype, device):
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: taps -> real part, and taps -> negated imaginary part, (F, kh * kw)
-        each; the share of all frequencies that each one stands for, (F,). F = (N + 1) / 2 of the N = (2 kh -
-        1) (2 kw - 1) frequencies; the others are their opposites.
+        each; the share of all frequencies that each one stands for, (F,). F = (N + 1) / 2 of the
+        N = (2 kh - 1) (2 kw - 1) frequencies; the others are their opposites.
     """
     points = (2 * kh - 1, 2 * kw - 1)
     like = {"dtype": torch.float64, "device": "cpu"}  # not the default device

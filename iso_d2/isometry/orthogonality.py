@@ -51,10 +51,10 @@ def orthogonality_loss(weight, stride=1, groups=1, transposed=False, mode="paper
 
     mode="exact": P, the polyphase components of the kernel, is one convolution of stride 1 with
     E = C min(kh, sh) min(kw, sw) input channels. The Gram is that of P over its M outputs if M <= E, else
-    over its E inputs. On a circular grid of n x n pixels, with n divisible by s and n / s >= 2 ceil(k / s) -
-    1, the loss is 1/2 ||A A^T - I||^2 (or A^T A, over the pixels that A reads) for one output position. Zero
-    padding at the border is not modelled. The loss is 0 at isometries only; mode="paper" agrees with it at
-    stride 1.
+    over its E inputs. On a circular grid of n x n pixels, with n divisible by s and
+    n / s >= 2 ceil(k / s) - 1, the loss is 1/2 ||A A^T - I||^2 (or A^T A, over the pixels that A reads) for
+    one output position. Zero padding at the border is not modelled. The loss is 0 at isometries only.
+    mode="paper" agrees with it at stride 1.
 
     A dilation coprime to the stride only moves the shifts of the Gram apart, so it changes neither.
 

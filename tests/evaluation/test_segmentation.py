@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from PIL import Image
 from scored_slices import COUNTS, LARGEST_COUNTS, NAME, SLICES
 
-from iso_d2.evaluation.segmentation import SegmentationEvaluator, read_mask, spread_out
+from iso_d2.evaluation.segmentation import SegmentationEvaluator, spread_out
 
 TUMOUR = [0, 1, 4]  # which of SLICES have one
 
@@ -181,13 +181,6 @@ def test_other_sizes(key, name, pairs, tmp_path):
     outputs[key] = torch.zeros(1, 5, 2)
     with pytest.raises(ValueError, match=rf"A_1.png are of size \(5, 2\) .* but .*{name} is of size \(2, "):
         evaluate([(inputs, outputs)], tmp_path)
-
-
-def test_masks_of_other_values(tmp_path):
-    path = str(tmp_path / "mask.png")
-    Image.fromarray(np.array([[0, 255], [1, 255]], np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"mask.png holds the value 1; only 0 .* and 255"):
-        read_mask(path)
 
 
 def test_table_is_logged(pairs, tmp_path, log):
