@@ -140,11 +140,11 @@ def _iso_config():
     cfg.ISO.ORTHO.PERIOD = 1
     # Share of each kernel's frequencies that a step uses, drawn at random; 1 is exact
     cfg.ISO.ORTHO.FRACTION = 1.0
-    # Every so many steps each layer's penalty goes to metrics.json and TensorBoard; 0: never
+    # Write each layer's penalty to metrics.json and TensorBoard every so often, in steps; 0: never
     cfg.ISO.ORTHO.LOG_PERIOD = 100
 
     cfg.ISO.ANALYSIS = CN()
-    # Every so many steps log singular values, thresholds, scales, signal and gradient by depth; 0: never
+    # Log singular values, thresholds, scales, signal and gradient by depth every so often, in steps; 0: never
     cfg.ISO.ANALYSIS.PERIOD = 0
 
     cfg.SOLVER = CN()
@@ -208,7 +208,7 @@ def _iso_config():
     cfg.TEST.BATCH_SIZE = 512
     # Number of test images that each evaluation draws with their predictions; 0: none
     cfg.TEST.VISUALIZE = 8
-    # With SOLVER.EPOCHS: evaluate after every so many epochs; 0: at the end only
+    # With SOLVER.EPOCHS: epochs between two evaluations; 0: only at the end
     cfg.TEST.EVAL_EPOCHS = 0
     cfg.TEST.SEGMENTATION = CN()
     # A pixel counts as foreground from this probability on

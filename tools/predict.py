@@ -28,7 +28,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the one of the training")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the training")
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
     )

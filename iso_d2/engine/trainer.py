@@ -93,18 +93,9 @@ class Trainer(DefaultTrainer):
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
         coeff = penalty_coefficient(self.cfg)
         if coeff != 0:
-            hooks.append(
-                OrthogonalityLossHook(
-                    coeff,
-                    mode=penalty_mode(self.cfg),
-                    include=iso.ORTHO.INCLUDE,
-                    exclude=iso.ORTHO.EXCLUDE,
-                    period=iso.ORTHO.PERIOD,
-                    log_period=iso.ORTHO.LOG_PERIOD,
-                    fraction=iso.ORTHO.FRACTION,
-                    bound=iso.ORTHO.BOUND,
-                )
-            )
+            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND")
+            options = {key.lower(): iso.ORTHO[key] for key in keys}
+            hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
         return [*hooks, WhiteningHook(), SignalHook(), *super().build_hooks()]
@@ -120,8 +111,7 @@ class Trainer(DefaultTrainer):
         if resume and not resumes:
             logger.info(
                 "Nothing to resume: no checkpoint in %s. Starting from %s",
-                self.cfg.OUTPUT_DIR,
-                weights or "the initialisation",
+                *(self.cfg.OUTPUT_DIR, weights or "the initialisation"),
             )
         super().resume_or_load(resume)
         loaded = bool(resumes or weights)

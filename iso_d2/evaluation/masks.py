@@ -31,7 +31,7 @@ def read_mask(path):
     if other.size:
         raise ValueError(
             f"Mask {path} holds the value {other[0]}; only 0 (background) and 255 (tumour) are accepted. "
-            "Write it anew with these."
+            "Write it again with these."
         )
     return mask == 255
 

@@ -60,7 +60,7 @@ def penalty(kernels, shift, with_grad, fraction=1.0, generator=None):
         kernels (Tensor): (B, M, C, kh, kw), float32 or float64.
         shift ((int, int)): as from `gram_operand`.
         with_grad (bool): whether to compute the gradient.
-        fraction, generator: as of `orthogonality_losses`.
+        fraction, generator: as in `orthogonality_losses`.
 
     Returns:
         tuple[Tensor, Tensor or None]: (B,), and (B, M, C, kh, kw).
@@ -185,7 +185,7 @@ def _hartley_tables(kh, kw, dtype, device):
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: taps -> H, A, B (3 F, kh * kw); Z B, (Z + Z^T) H, Z^T A -> taps
-        (kh * kw, 3 F); (F,), F as of `frequency_tables`.
+        (kh * kw, 3 F); (F,), F as in `frequency_tables`.
     """
     # bypass the cache: under fake tensors the result is fake
     cos, sin, share = frequency_tables.__wrapped__(kh, kw, torch.float64, torch.device("cpu"))

@@ -26,8 +26,7 @@ def srelu_mean_square(threshold, mean_square=1.0):
         float
 
     Raises:
-        ValueError: a threshold that is NaN or plus infinity; a mean square that is not a finite number above
-            0.
+        ValueError: a threshold that is NaN or plus infinity; a mean square that is not finite and above 0.
     """
     b, q = float(threshold), float(mean_square)
     if math.isnan(b) or b == math.inf:
@@ -54,7 +53,7 @@ def srelu_gain(threshold):
         float
 
     Raises:
-        ValueError: as of :func:`srelu_mean_square`.
+        ValueError: as for :func:`srelu_mean_square`.
 
     Source: NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171), section 3, which divides by the
     standard deviation instead; the integral is elementary.
@@ -128,7 +127,7 @@ class SharedScale(nn.Module):
 
     Args:
         init (float): initial value of s; 0 makes a residual block the identity.
-        channels (int or None): None: one scalar as in the paper; else one for each of so many channels.
+        channels (int or None): None: one scalar as in the paper; else one for each of this many channels.
 
     Attributes:
         scale (Parameter): s, (C,) or 0-dim, which does not promote a half-precision x.

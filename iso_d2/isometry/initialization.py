@@ -71,7 +71,7 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=Fals
     Unlike with the delta, no channel is lost or empty where the width changes.
 
     Args:
-        weight, stride, groups, transposed: as of :func:`delta_init_`, but here with the convolution's own
+        weight, stride, groups, transposed: as in :func:`delta_init_`, but here with the convolution's own
             stride.
         all_taps (bool): use all taps of two-dimensional convolutions of stride 1; others are not affected.
         generator (torch.Generator or None): None: PyTorch's default.
@@ -80,7 +80,7 @@ def orthogonal_init_(weight, stride=1, groups=1, transposed=False, all_taps=Fals
         Tensor: `weight`.
 
     Raises:
-        ValueError: as of :func:`delta_init_`.
+        ValueError: as for :func:`delta_init_`.
     """
     kernels, phases = _kernels_and_phases(weight, stride, groups, transposed)
     rows, columns = kernels.shape[1:3]

@@ -74,7 +74,7 @@ class _Gained:
 
     @torch.no_grad()
     def fold_(self, *scale):
-        """Multiply everything that scales `weight` into it for good; `scale` as of ``scaled_weight``."""
+        """Multiply everything that scales `weight` into it for good; `scale` as in ``scaled_weight``."""
         self.weight.copy_(self.scaled_weight(*scale))
         self.gain = 1.0
 
@@ -110,11 +110,11 @@ class ScaledLinear(_Gained, nn.Linear):
     The state dict holds the gain as for :class:`ScaledConv2d`.
 
     Args:
-        args, kwargs: as of ``nn.Linear``. A bias is not scaled.
+        args, kwargs: as in ``nn.Linear``. A bias is not scaled.
         gain (float): the constant.
 
     Attributes:
-        centred (bool): as of :class:`ScaledConv2d`.
+        centred (bool): as in :class:`ScaledConv2d`.
 
     Raises:
         ValueError: a gain that is not a finite number above 0.
@@ -139,7 +139,7 @@ class _ScaledConv(_Gained):
         """Tensor: what the input is convolved with, of the shape of `weight`; differentiable.
 
         Args:
-            scale (Tensor or None): one more factor, as of :meth:`forward`.
+            scale (Tensor or None): one more factor, as in :meth:`forward`.
         """
         weight, factors = self.weight, [self.gain] if self.gain != 1 else []
         for tensor in (self.metric, scale):
@@ -186,7 +186,7 @@ class ScaledConv2d(_ScaledConv, nn.Conv2d):
     keep the function that they were trained for.
 
     Args:
-        args, kwargs: as of ``nn.Conv2d``. A bias is not scaled.
+        args, kwargs: as in ``nn.Conv2d``. A bias is not scaled.
         gain (float): the constant g = sqrt(c), usually from :func:`conv_gain`.
         metric (bool): learn a factor m_c for each input channel, 1 at the start.
 
@@ -216,7 +216,7 @@ class ScaledConvTranspose2d(_ScaledConv, nn.ConvTranspose2d):
     """:class:`ScaledConv2d` for a transposed convolution, (N, C_in, H, W) -> (N, C_out, H', W')."""
 
     def forward(self, x, scale=None, output_size=None):
-        """As of :class:`ScaledConv2d`; `output_size` as of ``nn.ConvTranspose2d``."""
+        """As in :class:`ScaledConv2d`; `output_size` as in ``nn.ConvTranspose2d``."""
         axes = (self.stride, self.padding, self.kernel_size, 2, self.dilation)
         output_padding = self._output_padding(x, output_size, *axes)
         options = (self.stride, self.padding, output_padding, self.groups, self.dilation)

@@ -15,7 +15,7 @@ LOSSES = ("dice", "iou", "bce", "dice_bce", "cross_entropy")
 
 
 def check_loss(loss, num_classes):
-    """Raise ValueError unless `segmentation_losses` has that loss for so many classes."""
+    """Raise ValueError unless `segmentation_losses` has that loss for this number of classes."""
     if loss not in LOSSES:
         raise ValueError(f"MODEL.UNET.LOSS must be one of {', '.join(LOSSES)}, got {loss!r}")
     if num_classes > 1 and loss in ("bce", "dice_bce"):

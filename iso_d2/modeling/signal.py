@@ -75,7 +75,7 @@ class Signal:
         return self.scaled if value is None else value
 
     def residual_scale(self, blocks):
-        """float: start of the residual scales of a net with so many blocks.
+        """float: start of the residual scales of a net with this many blocks.
 
         0 with "paper". With "scaled" 1 / sqrt(blocks): independent branches then add up to the size of the
         signal that enters the first block.
