@@ -86,8 +86,12 @@ def polyphase(kernels, stride):
     Returns:
         Tensor: (B, M, C * sh * sw, ceil(kh / sh), ceil(kw / sw)).
     """
-    (kh, kw), (sh, sw) = kernels.shape[-2:], stride
-    kernels = F.pad(kernels, (0, -kw % sw, 0, -kh % sh))
     # (B, M, C, i, a, j, b) -> (B, M, C, a, b, i, j)
-    kernels = kernels.unflatten(4, (-1, sw)).unflatten(3, (-1, sh)).permute(0, 1, 2, 4, 6, 3, 5)
-    return kernels.flatten(2, 4)
+    return cut_to_tiles(kernels, stride).permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 4)
+
+
+def cut_to_tiles(kernels, size):
+    """(B, M, C, kh, kw) -> (B, M, C, i, height, j, width): kernels in tiles, zeros at the end."""
+    (kh, kw), (height, width) = kernels.shape[-2:], size
+    kernels = F.pad(kernels, (0, -kw % width, 0, -kh % height))
+    return kernels.unflatten(4, (-1, width)).unflatten(3, (-1, height))

@@ -8,9 +8,8 @@ than the grid.
 import math
 
 import torch
-import torch.nn.functional as F
 
-from ._conv import check_weight, per_axis, polyphase, stack_kernels
+from ._conv import check_weight, cut_to_tiles, per_axis, polyphase, stack_kernels
 
 
 @torch.no_grad()
@@ -36,8 +35,8 @@ def conv_singular_values(weight, input_size, stride=1, groups=1):
     size, stride = per_axis("input_size", input_size, 2), per_axis("stride", stride, 2)
     if any(n % s for n, s in zip(size, stride, strict=True)):
         raise ValueError(f"input_size must be divisible by the stride {stride}, got {size}")
-    # (g, M / g, C / g * sh * sw, H / sh, W / sw)
-    phases = polyphase(_wrap(stack_kernels([weight], groups), size), stride)
+    on_grid = cut_to_tiles(stack_kernels([weight], groups), size).sum((3, 5))  # (g, M / g, C / g, H, W)
+    phases = polyphase(on_grid, stride)  # (g, M / g, C / g * sh * sw, H / sh, W / sw)
     matrices = torch.fft.rfft2(phases).permute(0, 3, 4, 1, 2)
     values = torch.linalg.svdvals(matrices)
     # rfft2 leaves out the columns that are complex conjugates of the columns 1, 2, ...
@@ -67,10 +66,3 @@ def isometry_error(weight, input_size, stride=1, groups=1):
     pixels_read = in_channels * math.prod(min(k, s) for k, s in zip(weight.shape[2:], stride, strict=True))
     positions = math.prod(n // s for n, s in zip(size, stride, strict=True))
     return (values[: min(weight.shape[0], pixels_read) * positions] - 1).abs().max()
-
-
-def _wrap(kernels, size):
-    """(g, M, C, kh, kw) -> (g, M, C, H, W): each tap on its pixel of the circular grid."""
-    (kh, kw), (height, width) = kernels.shape[-2:], size
-    kernels = F.pad(kernels, (0, -kw % width, 0, -kh % height))
-    return kernels.unflatten(4, (-1, width)).unflatten(3, (-1, height)).sum((3, 5))

@@ -3,9 +3,7 @@ import math
 import engine_toys
 import pytest
 import torch
-from detectron2.config import get_cfg
 
-from iso_d2.config import add_iso_config
 from iso_d2.engine import Trainer
 from iso_d2.engine.choices import (
     epochs_to_iterations,
@@ -14,13 +12,11 @@ from iso_d2.engine.choices import (
     scale_lr_factor,
     sum_of_rates,
 )
+from iso_d2.engine.setup import load_config
 
 
 def config(*opts):
-    cfg = get_cfg()
-    add_iso_config(cfg)
-    cfg.merge_from_list(list(opts))
-    return cfg
+    return load_config(opts=opts)
 
 
 SHORT = ("SOLVER.BASE_LR", 0.1, "SOLVER.MAX_ITER", 100, "SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", (50,))

@@ -2,13 +2,12 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler
 from torch import nn
 
-from iso_d2.config import add_iso_config
 from iso_d2.engine import build_optimizer
 from iso_d2.engine.optimizer import AdaptiveClipper
+from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale, SReLU, orthogonality_losses
 from iso_d2.modeling import ISONet
 
@@ -29,13 +28,8 @@ class Net(nn.Module):
 
 
 def config(*opts):
-    cfg = get_cfg()
-    add_iso_config(cfg)
-    cfg.merge_from_list(
-        ["SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 1e-4, "SOLVER.WEIGHT_DECAY_NORM", 1e-5]
-    )
-    cfg.merge_from_list(list(opts))
-    return cfg
+    rates = ("SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 1e-4, "SOLVER.WEIGHT_DECAY_NORM", 1e-5)
+    return load_config(opts=[*rates, *opts])
 
 
 def settings(optimizer, model, key):
