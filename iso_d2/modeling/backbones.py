@@ -15,11 +15,8 @@ from torch import nn
 from ..config import add_iso_config
 from .isonet import ISONet
 
-# Keys of MODEL.ISONET that ISONet takes as they are
-ISONET_KEYS = (
-    *("DEPTH", "RESIDUAL", "STEM", "RES5_DILATION", "SRELU_INIT", "SRELU_LEARNABLE", "SCALE_INIT"),
-    *("CHANNEL_SCALES", "SIGNAL", "INIT", "METRIC", "SRELU_GAIN", "CENTRED", "WHITEN"),
-)
+# Keys of MODEL.ISONET that are read elsewhere; all others are arguments of ISONet
+OTHER_KEYS = ("OUT_FEATURES", "CHECKPOINT_STAGES", "DELTA_INIT")
 
 
 def with_iso_config(cfg):
@@ -49,7 +46,7 @@ def _build_isonet(cfg, input_shape, out_features):
         dropout=classifier.DROPOUT,
         freeze_at=freeze_at,
         checkpoint_stages=[name for name in node.CHECKPOINT_STAGES if name not in in_head],
-        **{key.lower(): node[key] for key in ISONET_KEYS},
+        **{key.lower(): value for key, value in node.items() if key not in OTHER_KEYS},
     )
     return net if node.DELTA_INIT else without_delta(net)
 

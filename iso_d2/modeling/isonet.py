@@ -140,15 +140,10 @@ class ISONet(Backbone):
         shapes = {"stem": ShapeSpec(channels=layout.stem_channels, stride=self.stem.stride)}
         stride = self.stem.stride
         for i, name in enumerate(self.stage_names):
+            dilation = res5_dilation if name == "res5" else 1
+            checkpointed = name in checkpoint_stages
             stage = make_iso_stage(
-                layout,
-                i,
-                residual,
-                signal,
-                scale_init,
-                channel_scales,
-                dilation=res5_dilation if name == "res5" else 1,
-                checkpointed=name in checkpoint_stages,
+                layout, i, residual, signal, scale_init, channel_scales, dilation, checkpointed
             )
             self.add_module(name, stage)
             stride *= stage[0].stride

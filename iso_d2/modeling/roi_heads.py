@@ -32,12 +32,10 @@ class ISORes5ROIHeads(Res5ROIHeads):
                 f"ISORes5ROIHeads needs an ISONet with a res5, got MODEL.ISONET.DEPTH {node.DEPTH}, "
                 f"which ends at res{len(layout.blocks) + 1}"
             )
-        signal = Signal(
-            *(node.SIGNAL, node.INIT, node.METRIC, node.SRELU_GAIN),
-            *(node.CENTRED, node.SRELU_INIT, node.SRELU_LEARNABLE),
-        )
+        keys = ("METRIC", "SRELU_GAIN", "CENTRED", "SRELU_INIT", "SRELU_LEARNABLE")
+        signal = Signal(node.SIGNAL, node.INIT, **{key.lower(): node[key] for key in keys})
+        checkpointed = "res5" in node.CHECKPOINT_STAGES
         stage = make_iso_stage(
-            *(layout, 3, node.RESIDUAL, signal, node.SCALE_INIT, node.CHANNEL_SCALES),
-            checkpointed="res5" in node.CHECKPOINT_STAGES,
+            layout, 3, node.RESIDUAL, signal, node.SCALE_INIT, node.CHANNEL_SCALES, checkpointed=checkpointed
         )
         return stage if node.DELTA_INIT else without_delta(stage), layout.channels[-1]
