@@ -25,11 +25,9 @@ EVALUATORS = {
     "medical_segmentation": lambda cfg, name, folder: SegmentationEvaluator(
         name,
         folder,
-        smooth=cfg.TEST.SEGMENTATION.SMOOTH,
-        threshold=cfg.TEST.SEGMENTATION.THRESHOLD,
-        largest_component=cfg.TEST.SEGMENTATION.LARGEST_COMPONENT,
         pictures_folder=_pictures(cfg, name),
         num_pictures=cfg.TEST.VISUALIZE,
+        **{key.lower(): value for key, value in cfg.TEST.SEGMENTATION.items()},
     ),
     "pascal_voc": lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),
     "sem_seg": lambda cfg, name, folder: SemSegEvaluator(

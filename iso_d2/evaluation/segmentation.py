@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 1e-4
 
 
+@dataclass(eq=False)
 class SegmentationEvaluator(DatasetEvaluator):
     """Soft Dice loss and IoU of slices, Dice and IoU of masks, volume Dice of patients, detected slices.
 
@@ -55,27 +57,22 @@ class SegmentationEvaluator(DatasetEvaluator):
             truth, or a mask file holds other values than 0 and 255.
     """
 
-    def __init__(
-        self,
-        dataset_name,
-        output_folder,
-        smooth=1.0,
-        threshold=0.5,
-        largest_component=False,
-        pictures_folder=None,
-        num_pictures=0,
-    ):
-        if not 0 < threshold <= 1:
-            raise ValueError(f"TEST.SEGMENTATION.THRESHOLD must be a probability above 0, got {threshold}")
-        if smooth < 0:
-            raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {smooth}")
-        self.dataset_name = dataset_name
-        self.output_folder = output_folder
-        self.smooth = smooth
-        self.threshold = threshold
-        self.largest_component = largest_component
-        self.pictures_folder = pictures_folder
-        self.num_pictures = num_pictures if pictures_folder else 0
+    dataset_name: str
+    output_folder: str
+    smooth: float = 1.0
+    threshold: float = 0.5
+    largest_component: bool = False
+    pictures_folder: str | None = None
+    num_pictures: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"TEST.SEGMENTATION.THRESHOLD must be a probability above 0, got {self.threshold}"
+            )
+        if self.smooth < 0:
+            raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {self.smooth}")
+        self.num_pictures = self.num_pictures if self.pictures_folder else 0
 
     def reset(self):
         self._slices = {}  # image_id -> record
