@@ -113,6 +113,18 @@ def test_options(pairs, tmp_path):
     assert metrics == pytest.approx(full)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"threshold": 0}, "THRESHOLD must be a probability above 0, got 0"),
+        ({"smooth": -1}, "SMOOTH must be 0 or more, got -1"),
+    ],
+)
+def test_options_out_of_range(options, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"TEST\.SEGMENTATION\.{message}"):
+        SegmentationEvaluator(NAME, str(tmp_path), **options)
+
+
 def test_largest_component(pairs, tmp_path):
     metrics = evaluate(pairs, tmp_path, largest_component=True)["segmentation"]
     assert metrics == expected(LARGEST_COUNTS)
