@@ -26,7 +26,7 @@ def _iso_config():
     cfg = CN()
 
     cfg.MODEL = CN()
-    # Keep weights, and so activations, in the channels-last layout: less time on most GPUs and CPUs
+    # Keep weights, and with them activations, in the channels-last layout: faster on most GPUs and CPUs
     cfg.MODEL.CHANNELS_LAST = False
 
     cfg.MODEL.ISONET = CN()
@@ -36,11 +36,11 @@ def _iso_config():
     cfg.MODEL.ISONET.RESIDUAL = True
     # "imagenet": 7x7 stride 2 and max-pooling (total stride 4); "cifar": 3x3 stride 1
     cfg.MODEL.ISONET.STEM = "imagenet"
-    # False: Kaiming-normal convolutions in place of delta kernels, to see what the start is worth
+    # False: Kaiming-normal convolutions instead of delta kernels, for comparison
     cfg.MODEL.ISONET.DELTA_INIT = True
     # Start of the SReLU thresholds b in max(x, b)
     cfg.MODEL.ISONET.SRELU_INIT = -1.0
-    # Whether the thresholds are learned (one a channel) or stay at SRELU_INIT
+    # Whether the thresholds are learned (one per channel) or stay at SRELU_INIT
     cfg.MODEL.ISONET.SRELU_LEARNABLE = True
     # "paper": delta kernels, no gains. "scaled": random isometries with gains that keep the mean square of
     # the values; residual scales start at 1 / sqrt(blocks) and learn at the full rate
@@ -50,24 +50,24 @@ def _iso_config():
     cfg.MODEL.ISONET.INIT = None
     # Start of the residual scales s; None: 0 with SIGNAL "paper", 1 / sqrt(blocks) with "scaled"
     cfg.MODEL.ISONET.SCALE_INIT = None
-    # One residual scale for each channel that the last convolution of a branch reads, in place of one a block
+    # One residual scale for each input channel of a branch's last convolution, instead of one per block
     cfg.MODEL.ISONET.CHANNEL_SCALES = False
     # Every convolution learns a factor for each of its input channels: an isometry in a diagonal metric
     cfg.MODEL.ISONET.METRIC = False
-    # With SIGNAL "scaled": gains also make good what max(z, SRELU_INIT) takes from a standard normal z
+    # With SIGNAL "scaled": gains also restore what max(z, SRELU_INIT) takes from a standard normal z
     cfg.MODEL.ISONET.SRELU_GAIN = False
-    # Kernels of more than one tap start without their means, and Trainer's optimizer keeps them so
+    # Kernels of more than one tap start without their means, and Trainer's optimizer keeps these at 0.
     # None: with SIGNAL "scaled"
     cfg.MODEL.ISONET.CENTRED = None
-    # The first convolution whitens the training images and is not trained; Trainer's WhiteningHook sets it
-    # before the first step of a training from scratch; None: with SIGNAL "scaled"
+    # The first convolution whitens the training images and is not trained. Trainer's WhiteningHook sets it
+    # before the first step of a training from scratch. None: with SIGNAL "scaled"
     cfg.MODEL.ISONET.WHITEN = None
-    # Which of stem, res2, res3, res4, res5, linear build_isonet_backbone returns (with an FPN it is
-    # MODEL.FPN.IN_FEATURES that counts)
+    # Which of stem, res2, res3, res4, res5, linear build_isonet_backbone returns (with an FPN,
+    # MODEL.FPN.IN_FEATURES counts instead)
     cfg.MODEL.ISONET.OUT_FEATURES = ["res4"]
     # 2: dilated res5 at stride 16 (DC5); 1: the ordinary res5 at stride 32
     cfg.MODEL.ISONET.RES5_DILATION = 1
-    # Of res2 ... res5, those that keep only their input in training and compute the rest again in backward
+    # Which of res2 ... res5 keep only their input in training and compute the rest again in backward
     cfg.MODEL.ISONET.CHECKPOINT_STAGES = []
 
     cfg.MODEL.CLASSIFIER = CN()
@@ -75,26 +75,26 @@ def _iso_config():
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000
     # Dropout before either linear layer; the paper takes 0.1 for ISONet, 0.4 for R-ISONet
     cfg.MODEL.CLASSIFIER.DROPOUT = 0.0
-    # Cross entropy against (1 - this) times the true class plus this spread evenly over all
+    # Cross entropy against (1 - this) for the true class plus this spread evenly over all classes
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
     cfg.MODEL.UNET = CN()
     # Channels of the first resolution; they double at each further one
     cfg.MODEL.UNET.BASE_CHANNELS = 64
-    # Number of resolutions: 5 is 64 to 1024 channels with four poolings
+    # Number of resolutions: 5 means 64 to 1024 channels with four poolings
     cfg.MODEL.UNET.DEPTH = 5
     # True: ISO-UNet (SReLU, near-isometric start); False: UNet (ReLU, Kaiming initialisation)
     cfg.MODEL.UNET.ISOMETRIC = True
     # Normalization after each 3x3 convolution: "" (none), "BN", "GN", ... as in Detectron2
     cfg.MODEL.UNET.NORM = ""
-    # ISO-UNet's start: "orthogonal", "random" (as in ISONET.INIT), or "delta", the report's literal form,
-    # in which few channels live. None: "orthogonal" with SIGNAL "paper", "random" with "scaled"
+    # ISO-UNet's start: "orthogonal" or "random" as in ISONET.INIT, or "delta", the report's literal form,
+    # which leaves most channels 0 for good. None: "orthogonal" with SIGNAL "paper", "random" with "scaled"
     cfg.MODEL.UNET.INIT = None
     # ISO-UNet's "paper": no gains. "scaled": gains that keep the mean square of the values at every width
     cfg.MODEL.UNET.SIGNAL = "paper"
     # Every convolution learns a factor for each of its input channels: an isometry in a diagonal metric
     cfg.MODEL.UNET.METRIC = False
-    # With SIGNAL "scaled": gains also make good what max(z, SRELU_INIT) takes from a standard normal z
+    # With SIGNAL "scaled": gains also restore what max(z, SRELU_INIT) takes from a standard normal z
     cfg.MODEL.UNET.SRELU_GAIN = False
     cfg.MODEL.UNET.IN_CHANNELS = 3
     # 1: a foreground probability by a sigmoid; more: softmax over the classes, 0 the background
@@ -121,31 +121,30 @@ def _iso_config():
     cfg.ISO.DELTA_INIT.INCLUDE = ["backbone"]
 
     cfg.ISO.ORTHO = CN()
-    # gamma, the weight of the orthogonality penalty; 0 turns it off; "auto": by the schedule, so that the
-    # pull towards an isometry is the same however short it is. None: 1e-4 with SIGNAL "paper", "auto" with
-    # "scaled". After a config that gives a number None is accepted, "auto" is not
+    # gamma, the weight of the orthogonality penalty; 0: off. "auto": from the schedule, with the same pull
+    # towards an isometry for any length. None: 1e-4 with SIGNAL "paper", "auto" with "scaled"
     cfg.ISO.ORTHO.COEFF = None
-    # "paper": the formula of the paper's code; "exact": the convolution operator's own ||AA* - I||^2;
-    # "spectral": the largest singular values alone, as far as they are above BOUND;
-    # "auto": "spectral" with SIGNAL "scaled", else "paper", in a UNetSegmentor "exact"
+    # "paper": the formula of the paper's code; "exact": ||AA* - I||^2 of the convolution operator;
+    # "spectral": only by how much the largest singular values exceed BOUND;
+    # "auto": "spectral" with SIGNAL "scaled", else "paper", or "exact" in a UNetSegmentor
     cfg.ISO.ORTHO.MODE = "auto"
-    # Up to which singular values are free with MODE "spectral"
+    # Singular values up to this are free with MODE "spectral"
     cfg.ISO.ORTHO.BOUND = 1.3
-    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet
-    # but UNet's output and, where they have no gain, 7x7 kernels and 3-channel inputs; in a model without
-    # either, those of `backbone` but FPN's
+    # Convolutions to penalise (names as in DELTA_INIT.INCLUDE); empty: those of every ISONet and UNet except
+    # UNet's output and, if they have no gain, 7x7 kernels and 3-channel inputs; in a model without either,
+    # those of `backbone` except FPN's
     cfg.ISO.ORTHO.INCLUDE = []
     # Convolutions to leave out, same form
     cfg.ISO.ORTHO.EXCLUDE = []
     # Penalise every n-th step, with the coefficient times n
     cfg.ISO.ORTHO.PERIOD = 1
-    # Share of each kernel's frequencies that a step looks at, drawn at random; 1 is exact
+    # Share of each kernel's frequencies that a step uses, drawn at random; 1 is exact
     cfg.ISO.ORTHO.FRACTION = 1.0
-    # Every so many steps each layer's penalty goes to metrics.json and TensorBoard; 0: never
+    # Write each layer's penalty to metrics.json and TensorBoard every so often, in steps; 0: never
     cfg.ISO.ORTHO.LOG_PERIOD = 100
 
     cfg.ISO.ANALYSIS = CN()
-    # Every so many steps log singular values, thresholds, scales, signal and gradient by depth; 0: never
+    # Log singular values, thresholds, scales, signal and gradient by depth every so often, in steps; 0: never
     cfg.ISO.ANALYSIS.PERIOD = 0
 
     cfg.SOLVER = CN()
@@ -154,8 +153,8 @@ def _iso_config():
     # Learning rate of the residual scales, as a multiple of BASE_LR; None: 0.1 with SIGNAL "paper", 1 with
     # "scaled"
     cfg.SOLVER.SCALE_LR_FACTOR = None
-    # Length of the training in passes over DATASETS.TRAIN; above 0 it takes the place of MAX_ITER, and
-    # the next two and TEST.EVAL_EPOCHS those of STEPS, WARMUP_ITERS and TEST.EVAL_PERIOD
+    # Length of the training in passes over DATASETS.TRAIN. Above 0 it replaces MAX_ITER, and the next two and
+    # TEST.EVAL_EPOCHS replace STEPS, WARMUP_ITERS and TEST.EVAL_PERIOD
     cfg.SOLVER.EPOCHS = 0
     # Epochs at which the learning rate falls
     cfg.SOLVER.EPOCH_STEPS = ()
@@ -171,9 +170,9 @@ def _iso_config():
     cfg.SOLVER.AMP.PRECISION = "fp16"
 
     cfg.DATASETS = CN()
-    # Data sets of one's own in COCO's format, to be registered: [name, json file, image folder] each
+    # Your data sets in COCO's format, to be registered: [name, json file, image folder] each
     cfg.DATASETS.COCO_FORMAT = []
-    # Folders of labelled images with one folder a class, to be registered: [name, folder] each
+    # Your data sets with one folder of images per class, to be registered: [name, folder] each
     cfg.DATASETS.IMAGE_FOLDERS = []
 
     # How lgg_train and lgg_val divide the slices: by "patient"; by "image" (the report's 85/15, one patient's
@@ -194,7 +193,7 @@ def _iso_config():
         ["HorizontalFlip", {"p": 0.5}],
     ]
     cfg.INPUT.ALBUMENTATIONS.TEST = [["Resize", {"height": 512, "width": 512}]]
-    # In training, replace an image that cannot be read by another one instead of stopping
+    # In training, replace an unreadable image by another one instead of stopping
     cfg.INPUT.SKIP_BROKEN = False
     # Keep data sets that consist of arrays (CIFAR, shapes_cls; lgg and phantom, if ALBUMENTATIONS.TRAIN is
     # empty) on MODEL.DEVICE and make whole batches there; False: one image at a time through MAPPER
@@ -202,18 +201,18 @@ def _iso_config():
     cfg.INPUT.CLASSIFICATION = CN()
     # Batches in memory: mirror images at random in training
     cfg.INPUT.CLASSIFICATION.FLIP = True
-    # The same: pad by so many black pixels and crop to the old size at random (CIFAR: 4); 0: do not
+    # Batches in memory: pad by this many black pixels, then crop at random to the old size (CIFAR: 4); 0: off
     cfg.INPUT.CLASSIFICATION.CROP_PADDING = 0
 
     cfg.TEST = CN()
-    # Images a batch in each process when classifiers and UNets are evaluated; detectors take one at a time
+    # Images per batch and process in the evaluation of classifiers and UNets; detectors take one at a time
     cfg.TEST.BATCH_SIZE = 512
-    # How many test images are drawn with their predictions at each evaluation; 0: none
+    # Number of test images that each evaluation draws with their predictions; 0: none
     cfg.TEST.VISUALIZE = 8
-    # With SOLVER.EPOCHS: evaluate after every so many epochs; 0: at the end only
+    # With SOLVER.EPOCHS: epochs between two evaluations; 0: only at the end
     cfg.TEST.EVAL_EPOCHS = 0
     cfg.TEST.SEGMENTATION = CN()
-    # Probability from which a pixel counts as foreground
+    # A pixel counts as foreground from this probability on
     cfg.TEST.SEGMENTATION.THRESHOLD = 0.5
     # Measure masks after keeping the largest connected component of each patient's prediction
     cfg.TEST.SEGMENTATION.LARGEST_COMPONENT = False

@@ -7,6 +7,7 @@ import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
+from scored_slices import Answers
 
 from iso_d2.evaluation import ClassificationEvaluator
 
@@ -28,20 +29,13 @@ def register():
     MetadataCatalog.get(NAME).set(thing_classes=CLASSES, evaluator_type="classification")
 
 
-class Scores(torch.nn.Module):
-    """A model that gives back the scores that its inputs carry."""
-
-    def forward(self, inputs):
-        return [{"scores": torch.tensor(x["scores"])} for x in inputs]
-
-
 def evaluate_in_one_process(folder):
     """What each process does with its share, as Detectron2's loader divides 7 samples."""
     torch.set_num_threads(1)
     register()
-    records = [{"label": label, "scores": scores} for label, scores in SAMPLES]
+    records = [{"label": label, "answer": {"scores": torch.tensor(scores)}} for label, scores in SAMPLES]
     loader = build_detection_test_loader(records, mapper=lambda x: x, num_workers=0)
     evaluator = ClassificationEvaluator(NAME, os.path.join(folder, "results"))
-    results = inference_on_dataset(Scores(), loader, evaluator)
+    results = inference_on_dataset(Answers(), loader, evaluator)
     with open(os.path.join(folder, f"rank{comm.get_rank()}.json"), "w") as f:
         json.dump({"results": results, "share": len(loader)}, f)

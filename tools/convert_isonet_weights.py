@@ -2,7 +2,7 @@
 """Convert a checkpoint to one that MODEL.WEIGHTS takes, for classification and for any detector here.
 
 SRC is a checkpoint of the ISONet authors' code (github.com/HaozhiQi/ISONet), or of this package's own
-classification training. With --to-authors it goes the other way. Example:
+classification training. --to-authors converts in the other direction. Example:
 
     python tools/convert_isonet_weights.py RISO50.pt risonet50.pth
 """

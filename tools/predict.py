@@ -1,7 +1,8 @@
 """Run a trained model on images.
 
-A detector gives drawn detections and one COCO json; a segmentation model a mask and a drawing of each image
-and, where the true masks lie beside the images of a folder (x_mask.tif for x.tif), the Dice of all together.
+A detector gives drawn detections and one COCO json. A segmentation model gives a mask and a drawing of each
+image and, if the true masks lie beside the images of a folder (x_mask.tif for x.tif), the Dice of all
+together.
 
 python tools/predict.py --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
     --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
@@ -17,18 +18,17 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from iso_d2.data import BrokenImageError, read_image
-from iso_d2.engine.predicted_masks import PredictedMasks, is_mask
 from iso_d2.engine.predictor import Predictor, class_metadata, coco_predictions
 from iso_d2.engine.setup import load_config
-from iso_d2.files import IMAGE_SUFFIXES
+from iso_d2.evaluation.masks import PredictedMasks, is_mask
+from iso_d2.files import IMAGE_SUFFIXES, BrokenImageError, read_image
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the one of the training")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the training")
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
     )

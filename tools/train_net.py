@@ -15,7 +15,7 @@ from iso_d2.engine.setup import setup
 
 
 def main(args):
-    """What each process does; `args` as of Detectron2's ``default_argument_parser``."""
+    """Run one process; `args` are those of Detectron2's ``default_argument_parser``."""
     cfg = setup(args)
     if args.eval_only:
         results = Trainer.evaluate(cfg, resume=args.resume)

@@ -1,4 +1,4 @@
-"""Loading checkpoints so that a wrong one cannot go unnoticed."""
+"""Loading of checkpoints that does not let a wrong one go unnoticed."""
 
 import os
 
@@ -8,19 +8,19 @@ from torch import nn
 
 from ..isometry.scaled import gains_in_state_dicts
 
-# Of an ISONet pretrained for classification: a detector has no place for them, and misses nothing.
+# A detector has no place for these weights of an ISONet pretrained for classification, and needs none.
 CLASSIFIER_KEYS = ("linear.weight", "linear.bias")
 
 
 class IsoCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which refuses a checkpoint that does not fit the model's backbone.
 
-    A backbone fits when at least one of its blocks, the stem aside, finds all its weights (tensors of
-    two or more dimensions) in the checkpoint, with the same names and shapes. Single tensors do not
-    count: some of ResNet-18's have the name and the shape of others in ResNet-50. In a backbone
-    without Detectron2's blocks each layer counts as one, and a model without ``backbone`` is taken as
-    a whole. What else did not match is logged in one warning, but not the classifier of pretrained
-    weights, which is left out of a detector.
+    A checkpoint fits if it holds, with the same names and shapes, all weights (tensors of two or more
+    dimensions) of at least one block of the backbone other than the stem. Single tensors do not count: some
+    of ResNet-18 have the names and shapes of others in ResNet-50. In a backbone without Detectron2's blocks
+    each layer counts as a block, and a model without ``backbone`` counts as a whole. One warning lists
+    everything else that did not match, except the classifier of pretrained weights, which a detector has no
+    use for.
     """
 
     def load(self, path, *args, **kwargs):
@@ -38,7 +38,7 @@ class IsoCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         finally:
-            # Detectron2 leaves it set after an error and then refuses to load anything else.
+            # after an error Detectron2 leaves it set, and then refuses to load anything else
             self._parsed_url_during_load = None
 
     def _load_file(self, filename):
@@ -54,14 +54,12 @@ class IsoCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_model(self, checkpoint):
-        # so that heuristics find the places of gains in a model that has none yet
+        # so that the heuristics find the places of gains in a model that has none yet
         with gains_in_state_dicts():
             incompatible = super()._load_model(checkpoint)
-        if checkpoint.get("matching_heuristics") and set(CLASSIFIER_KEYS) <= set(
-            incompatible.unexpected_keys
-        ):
-            for key in {*CLASSIFIER_KEYS, "linear.gain"} & set(incompatible.unexpected_keys):
-                incompatible.unexpected_keys.remove(key)
+        unexpected = incompatible.unexpected_keys
+        if checkpoint.get("matching_heuristics") and set(CLASSIFIER_KEYS) <= set(unexpected):
+            unexpected[:] = [key for key in unexpected if key not in (*CLASSIFIER_KEYS, "linear.gain")]
             self.logger.info("The checkpoint's classifier (%s) is left out", ", ".join(CLASSIFIER_KEYS))
         not_loaded = {*incompatible.missing_keys, *(key for key, _, _ in incompatible.incorrect_shapes)}
         units = _units(self.model)
@@ -100,15 +98,14 @@ def _describe(incompatible):
         key: f"{key} ({found} in the checkpoint, {wanted} in the model)"
         for key, found, wanted in incompatible.incorrect_shapes
     }
-    return " ".join(
-        [
-            _count("missing in the checkpoint", [k for k in incompatible.missing_keys if k not in reshaped]),
-            _count("of another shape", list(reshaped.values())),
-            _count("not in the model", incompatible.unexpected_keys),
-        ]
-    )
+    parts = {
+        "missing in the checkpoint": [k for k in incompatible.missing_keys if k not in reshaped],
+        "of another shape": list(reshaped.values()),
+        "not in the model": incompatible.unexpected_keys,
+    }
+    return " ".join(f"{len(keys)} {what}{_first(keys)}." for what, keys in parts.items())
 
 
-def _count(what, keys, shown=6):
+def _first(keys, shown=6):
     more = ", ..." if len(keys) > shown else ""
-    return f"{len(keys)} {what}" + (": " + ", ".join(keys[:shown]) + more if keys else "") + "."
+    return f": {', '.join(keys[:shown])}{more}" if keys else ""

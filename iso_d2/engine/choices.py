@@ -1,27 +1,31 @@
-"""What a config leaves to be chosen: by the signal of its network, and by its schedule."""
+"""Settings that a config leaves open: some depend on the network's signal, some on the training data."""
 
+import logging
 import math
 
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.solver import build_lr_scheduler
 
 PAPER_COEFF = 1e-4
-# By how many time constants an "auto" penalty alone brings a singular value back to 1 in a training, at least
+# Least number of time constants by which an "auto" penalty alone pulls singular values to 1 in a training
 PULL = 4.0
-# An "auto" penalty's coefficient by the rate of a step with its momentum, at least
+# Least ratio of an "auto" penalty's coefficient to the learning rate with momentum, BASE_LR / (1 - MOMENTUM)
 HOLD = 0.35
-# Of a schedule, at most so many rates are looked at
+# About the largest number of steps of a schedule whose learning rates are read
 _POINTS = 1000
+
+logger = logging.getLogger(__name__)
 
 
 def network_signal(cfg):
-    """str: "paper" or "scaled", of the network that the config's meta-architecture has."""
+    """str: "paper" or "scaled", for the network of the config's meta-architecture."""
     is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
     return cfg.MODEL.UNET.SIGNAL if is_unet else cfg.MODEL.ISONET.SIGNAL
 
 
 def scale_lr_factor(cfg):
-    """float: SOLVER.SCALE_LR_FACTOR, or what the signal asks for where it is None."""
+    """float: SOLVER.SCALE_LR_FACTOR; if None, as the signal needs it."""
     factor = cfg.SOLVER.SCALE_LR_FACTOR
     if isinstance(factor, str):
         raise ValueError(f"SOLVER.SCALE_LR_FACTOR must be a number or None, got {factor!r}")
@@ -29,35 +33,32 @@ def scale_lr_factor(cfg):
 
 
 def penalty_mode(cfg):
-    """str: ISO.ORTHO.MODE, or what the signal asks for where it is "auto"."""
+    """str: ISO.ORTHO.MODE; if "auto", as the signal needs it."""
     mode = cfg.ISO.ORTHO.MODE
     if mode != "auto":
         return mode
     if network_signal(cfg) == "scaled":
         return "spectral"
-    # the paper's formula is not 0 where the strided up-convolutions of a UNet are isometries
+    # at a UNet's strided up-convolutions the paper's formula is not 0 for isometries
     return "exact" if cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor" else "paper"
 
 
 def penalty_coefficient(cfg):
-    """ISO.ORTHO.COEFF as a number, gamma.
+    """ISO.ORTHO.COEFF as a float, gamma.
 
-    None is the paper's 1e-4 with SIGNAL "paper" and "auto" with "scaled". "auto", for BASE_LR eta and
-    MOMENTUM mu, is the larger one of
+    None is the paper's 1e-4 with SIGNAL "paper" and "auto" with "scaled". With BASE_LR eta and MOMENTUM mu,
+    "auto" is the larger of
 
         PULL * (1 - mu) / (4 * sum of the learning rates of all steps),    HOLD * eta / (1 - mu),
 
-    but at least 1e-4. Near 1 the penalty's gradient in a singular value sigma, 2 gamma (sigma^2 - 1) sigma,
-    is 4 gamma times sigma - 1, and a step takes 4 gamma eta / (1 - mu) of what is left. So with the first a
-    training without another gradient divides sigma - 1 by exp(PULL), however short it is. With the second a
-    singular value that the noise of the task's gradient, of variance s^2 a step, pushes to and fro keeps a
-    variance of (eta s / (1 - mu))^2 / (2 * 4 gamma eta / (1 - mu)) = s^2 / (8 HOLD), whatever the rate is.
+    but at least 1e-4. The penalty's gradient in a singular value sigma, 2 gamma (sigma^2 - 1) sigma, is near
+    1 about 4 gamma (sigma - 1), so each step takes 4 gamma eta / (1 - mu) of sigma - 1. With the first, the
+    penalty alone divides sigma - 1 by exp(PULL) in a training of any length. With the second, gradient noise
+    of variance s^2 per step gives sigma the variance (eta s / (1 - mu))^2 / (2 * 4 gamma eta / (1 - mu)) =
+    s^2 / (8 HOLD) at any learning rate.
 
     Args:
-        cfg (CfgNode): its schedule in iterations, SOLVER.MAX_ITER.
-
-    Returns:
-        float
+        cfg (CfgNode): with its schedule in iterations, SOLVER.MAX_ITER.
 
     Raises:
         ValueError: neither a number nor "auto"; "auto" for a schedule whose rates are all 0.
@@ -81,7 +82,7 @@ def penalty_coefficient(cfg):
 
 
 def sum_of_rates(cfg):
-    """float: the learning rates of all steps of a schedule, added up; to a thousandth where it is long."""
+    """float: the sum of the learning rates of all steps of a schedule, to a thousandth if it is long."""
     parameter = torch.nn.Parameter(torch.zeros(()))
     scheduler = build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=cfg.SOLVER.BASE_LR))
     steps = range(0, cfg.SOLVER.MAX_ITER, math.ceil(cfg.SOLVER.MAX_ITER / _POINTS) or 1)
@@ -89,3 +90,51 @@ def sum_of_rates(cfg):
     for scheduler.last_epoch in steps:
         rates += scheduler.get_lr()
     return sum(rates) / len(rates) * cfg.SOLVER.MAX_ITER if rates else 0.0
+
+
+def epochs_to_iterations(cfg):
+    """The config with its schedule in iterations, when SOLVER.EPOCHS gives it in epochs.
+
+        iterations = round(epochs * images of DATASETS.TRAIN / SOLVER.IMS_PER_BATCH)
+
+    EPOCHS sets MAX_ITER, EPOCH_STEPS sets STEPS, WARMUP_EPOCHS sets WARMUP_ITERS, and TEST.EVAL_EPOCHS sets
+    TEST.EVAL_PERIOD. The results are logged.
+
+    Returns:
+        CfgNode: `cfg` itself if SOLVER.EPOCHS is 0, else a changed copy, frozen if `cfg` is.
+
+    Raises:
+        ValueError: SOLVER.EPOCHS is not above 0, but another of these keys is given.
+    """
+    epochs = {
+        "SOLVER.EPOCHS": cfg.SOLVER.EPOCHS,
+        "SOLVER.EPOCH_STEPS": list(cfg.SOLVER.EPOCH_STEPS),
+        "SOLVER.WARMUP_EPOCHS": cfg.SOLVER.WARMUP_EPOCHS,
+        "TEST.EVAL_EPOCHS": cfg.TEST.EVAL_EPOCHS,
+    }
+    if cfg.SOLVER.EPOCHS <= 0:
+        given = [f"{key} {value}" for key, value in epochs.items() if value]
+        if given:
+            raise ValueError(f"A schedule in epochs needs SOLVER.EPOCHS above 0, got {', '.join(given)}")
+        return cfg
+    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TRAIN)
+
+    def iterations(number):
+        return round(number * images / cfg.SOLVER.IMS_PER_BATCH)
+
+    changed = cfg.clone()
+    changed.defrost()
+    changed.SOLVER.MAX_ITER = iterations(cfg.SOLVER.EPOCHS)
+    changed.SOLVER.STEPS = tuple(iterations(number) for number in cfg.SOLVER.EPOCH_STEPS)
+    changed.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
+    changed.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS)
+    if cfg.is_frozen():
+        changed.freeze()
+    logger.info(
+        "%s at %d images an epoch and %d a batch: SOLVER.MAX_ITER %d, STEPS %s, WARMUP_ITERS %d, "
+        "TEST.EVAL_PERIOD %d",
+        *(", ".join(f"{key} {value}" for key, value in epochs.items()), images, cfg.SOLVER.IMS_PER_BATCH),
+        *(changed.SOLVER.MAX_ITER, changed.SOLVER.STEPS, changed.SOLVER.WARMUP_ITERS),
+        changed.TEST.EVAL_PERIOD,
+    )
+    return changed

@@ -13,17 +13,17 @@ PRECISIONS = ("fp16", "bf16")
 class BF16Trainer(SimpleTrainer):
     """SimpleTrainer whose forward pass runs under bfloat16 autocast, on CUDA and on a CPU.
 
-    bfloat16 has float32's range, so that the loss needs no scaling; weights, gradients and optimizer stay
-    float32. Detectron2's AMPTrainer is for CUDA alone and always scales.
+    bfloat16 has the range of float32, so the loss needs no scaling. Weights, gradients and optimizer stay
+    float32. Detectron2's AMPTrainer is for CUDA only and always scales.
 
-    ROIAlign and ROIPooler get float32 features: they take boxes to their type, and in bfloat16 a coordinate
-    of 512 pixels would be rounded to a multiple of 4.
+    ROIAlign and ROIPooler get float32 features. They convert boxes to the type of the features, and bfloat16
+    rounds a coordinate of 512 pixels to a multiple of 4.
     """
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         for module in model.modules():
-            # a pooler of several levels prepares its output in the type of its input
+            # a pooler of several levels allocates its output in the type of its input
             if isinstance(module, (ROIAlign, ROIPooler)):
                 module.register_forward_pre_hook(_with_float_features)
 
@@ -52,16 +52,10 @@ def _with_float_features(_, inputs):
 
 
 def inner_trainer(cfg):
-    """The class that takes the training steps: float32, or the mixed precision of SOLVER.AMP.
-
-    Args:
-        cfg (CfgNode): SOLVER.AMP.ENABLED and SOLVER.AMP.PRECISION.
-
-    Returns:
-        type: called with the model, the data loader and the optimizer.
+    """The class that takes the training steps, by SOLVER.AMP: called with model, data loader and optimizer.
 
     Raises:
-        ValueError: the precision is unknown.
+        ValueError: unknown SOLVER.AMP.PRECISION.
     """
     amp = cfg.SOLVER.AMP
     if amp.PRECISION not in PRECISIONS:

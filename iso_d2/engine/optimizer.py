@@ -1,5 +1,7 @@
 """Detectron2's optimizer with the paper's settings for SReLU thresholds and residual scales."""
 
+import math
+
 import torch
 from detectron2.solver.build import (
     get_default_optimizer_params,
@@ -9,24 +11,26 @@ from detectron2.solver.build import (
 
 from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU, centre_
 from .choices import scale_lr_factor
-from .clipping import AdaptiveClipper
+
+# Adaptive clipping takes the norm of a unit as at least this, so that a unit that starts at 0 can leave it
+SMALLEST_NORM = 1e-3
 
 
 def build_optimizer(cfg, model):
-    """SGD as Detectron2 builds it, but for the parameters that only isometric networks have.
+    """SGD as Detectron2 builds it, with settings of their own for the parameters of isometric networks.
 
-    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, and metrics none; residual scales get
-    learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are known by their modules' types, not by
-    name. Layers whose attribute `centred` is true keep the means of their outputs' weights: their gradients
-    lose theirs before any clipping, and what clipping and decay add comes off after the step.
+    SReLU thresholds get weight decay SOLVER.SRELU_WEIGHT_DECAY, metrics get none, and residual scales get the
+    learning rate SOLVER.BASE_LR * SOLVER.SCALE_LR_FACTOR. They are found by the types of their modules, not
+    by name. Layers with a true attribute `centred` keep the mean of each output's weights: the mean of the
+    gradient is removed before any clipping, and what clipping and decay add is removed after the step.
 
     Args:
         cfg (CfgNode): a config with iso_d2's keys.
         model (nn.Module): the model.
 
     Returns:
-        torch.optim.SGD: with gradient clipping where SOLVER.CLIP_GRADIENTS asks for it; adaptive clipping
-        (ADAPTIVE) comes before the one of CLIP_TYPE.
+        torch.optim.SGD: with gradient clipping if SOLVER.CLIP_GRADIENTS says so; adaptive clipping (ADAPTIVE)
+        comes before that of CLIP_TYPE.
 
     Source: the paper's code (weight decay 0 for thresholds, learning rate x0.1 for scales).
     """
@@ -38,12 +42,12 @@ def build_optimizer(cfg, model):
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
     params += [
-        {"params": _trained(model, SReLU), "weight_decay": cfg.SOLVER.SRELU_WEIGHT_DECAY},
-        {"params": _trained(model, SharedScale), "lr": cfg.SOLVER.BASE_LR * scale_lr_factor(cfg)},
-        {"params": _metrics(model), "weight_decay": 0.0},
+        {"params": _trained(model, SReLU, "threshold"), "weight_decay": cfg.SOLVER.SRELU_WEIGHT_DECAY},
+        {"params": _trained(model, SharedScale, "scale"), "lr": cfg.SOLVER.BASE_LR * scale_lr_factor(cfg)},
+        {"params": _trained(model, (ScaledConv2d, ScaledConvTranspose2d), "metric"), "weight_decay": 0.0},
     ]
     optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-        # Of the entries for one parameter the later wins.
+        # the last entry for a parameter counts
         reduce_param_groups(params),
         lr=cfg.SOLVER.BASE_LR,
         momentum=cfg.SOLVER.MOMENTUM,
@@ -77,16 +81,49 @@ def _keep_means(optimizer, weights):
     optimizer.register_step_post_hook(after)
 
 
-def _metrics(model):
-    convs = [m for m in model.modules() if isinstance(m, (ScaledConv2d, ScaledConvTranspose2d))]
-    return [c.metric for c in convs if c.metric is not None and c.metric.requires_grad]
+def _trained(model, types, name):
+    """The parameters of one name in the modules of some types, frozen ones left out."""
+    found = [getattr(module, name) for module in model.modules() if isinstance(module, types)]
+    return [parameter for parameter in found if parameter is not None and parameter.requires_grad]
 
 
-def _trained(model, module_type):
-    return [
-        parameter
-        for module in model.modules()
-        if isinstance(module, module_type)
-        for parameter in module.parameters(recurse=False)
-        if parameter.requires_grad
-    ]
+class AdaptiveClipper:
+    """Clip the gradient of each unit i of a weight to a share of the unit's norm, before an optimizer's step.
+
+        G_i <- G_i * min(1, lambda * max(||W_i||, 1e-3) / ||G_i||)    in the Frobenius norm, eq. (3)
+
+    A unit is a slice of a convolution weight along its first dimension: the weights of one output or, in a
+    transposed convolution, of one input. Only convolutions are clipped. Vectors and numbers (thresholds,
+    scales, biases) are not. Nor are linear layers, since NFNet excepts the last one and the heads of
+    detectors have several.
+
+    Args:
+        model (nn.Module): its convolution weights that require a gradient are clipped.
+        clipping (float): lambda.
+
+    Raises:
+        ValueError: lambda that is not a finite number above 0.
+
+    Source: Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition Without
+    Normalization", ICML 2021, https://arxiv.org/abs/2102.06171, section 4.
+    """
+
+    def __init__(self, model, clipping):
+        if not (math.isfinite(clipping) and clipping > 0):
+            raise ValueError(
+                f"SOLVER.CLIP_GRADIENTS.ADAPTIVE must be a finite number above 0, got {clipping}"
+            )
+        self.clipping = clipping
+        self.weights = [p for p in model.parameters() if p.dim() > 2 and p.requires_grad]
+
+    @torch.no_grad()
+    def __call__(self, optimizer=None, args=(), kwargs=None):
+        """Change the gradients in place; the arguments are those of ``register_step_pre_hook``."""
+        for weight in self.weights:
+            if weight.grad is None:
+                continue
+            dims = tuple(range(1, weight.dim()))
+            allowed = torch.linalg.vector_norm(weight, dim=dims, keepdim=True).clamp_(min=SMALLEST_NORM)
+            norm = torch.linalg.vector_norm(weight.grad, dim=dims, keepdim=True)
+            # a gradient of 0 stays 0; a NaN stays NaN, which the check of the losses finds
+            weight.grad.mul_((self.clipping * allowed / norm.clamp(min=1e-12)).clamp_(max=1))

@@ -1,4 +1,4 @@
-"""A trained model on image files, read and resized as in its evaluation."""
+"""Predictions of a trained model for image files, read and resized as in its evaluation."""
 
 import logging
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class Predictor:
     """Run a model on image files with the mapper that evaluation uses (INPUT.ALBUMENTATIONS.TEST).
 
-    Where the model was trained on preprocessed slices (lgg, phantom: their metadata have ``image_size``),
-    images are cropped to the head and resized alike, and what comes out is brought back.
+    If the model was trained on preprocessed slices (lgg, phantom: their metadata have ``image_size``), images
+    are cropped to the head and resized in the same way, and the output is mapped back to the original image.
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
@@ -75,11 +75,7 @@ class Predictor:
 
 
 def class_metadata(cfg):
-    """Metadata of the first of DATASETS.TEST, with class names wherever its files can be read.
-
-    Returns:
-        detectron2.data.Metadata: without ``thing_classes`` where neither registration nor files tell.
-    """
+    """Metadata of the first of DATASETS.TEST, with class names if its registration or files hold them."""
     if not cfg.DATASETS.TEST:
         return MetadataCatalog.get("unnamed")
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
@@ -95,7 +91,7 @@ def coco_predictions(predictions, metadata):
     """Detections of some images as one COCO document.
 
     Args:
-        predictions (list): of (file name, Instances with pred_boxes, scores, pred_classes) each.
+        predictions (list): pairs of a file name and Instances with pred_boxes, scores, pred_classes.
         metadata (Metadata): class names and, if the set has them, the ids of its json.
 
     Returns:

@@ -39,10 +39,15 @@ def load_config(config_file="", opts=()):
     """
     cfg = get_cfg()
     add_iso_config(cfg)
+    untyped = {key for key, value in _leaves(cfg) if value is None}
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
         _merge(cfg, cfg.merge_from_file, str(config_file))
+    # yacs refuses another type than a value has, such as ISO.ORTHO.COEFF "auto" after a number, but not after
+    # None
+    for key in untyped.intersection(opts[::2]):
+        cfg.merge_from_list([key, None])
     _merge(cfg, cfg.merge_from_list, list(opts))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: running on the CPU")
@@ -89,22 +94,23 @@ def setup(args):
 def _merge(cfg, merge, changes):
     try:
         merge(changes)
-    # yacs raises the one for a file's keys and the other for a list's.
+    # yacs raises KeyError for the keys of a file and AssertionError for those of a list
     except (KeyError, AssertionError) as error:
         message = str(error.args[0]) if error.args else ""
         if "Non-existent" not in message:
             raise
         key = message.rsplit(" ", 1)[-1]
-        near = difflib.get_close_matches(key, list(_keys(cfg)), n=3)
+        near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3)
         raise KeyError(
             f"{message}. The keys of Detectron2 and of iso_d2 (add_iso_config was called) are known; "
             + (f"similar ones: {', '.join(near)}" if near else "none is similar")
         ) from error
 
 
-def _keys(cfg, prefix=""):
+def _leaves(cfg, prefix=""):
+    """Yield every key with its value."""
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, value

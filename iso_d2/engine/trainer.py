@@ -22,19 +22,18 @@ from ..data.mappers import AlbumentationsMapper, CheckedDatasetMapper
 from ..evaluation import build_evaluator
 from ..isometry.model import NORM_LAYERS
 from .checkpoint import IsoCheckpointer
-from .choices import penalty_coefficient, penalty_mode
+from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
-from .schedule import epochs_to_iterations
 
-# Where a meta-architecture's config says how many classes of objects it tells apart
+# meta-architecture -> node of MODEL with its NUM_CLASSES
 NUM_CLASSES_KEYS = {
     "GeneralizedRCNN": "ROI_HEADS",
     "ImageClassifier": "CLASSIFIER",
     "RetinaNet": "RETINANET",
 }
-# Types of data sets whose images are all of one size once they are mapped
+# Types of data sets whose mapped images are all of one size
 ONE_SIZE = ("classification", "medical_segmentation")
 MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": CheckedDatasetMapper}
 
@@ -42,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Train a model as a config with iso_d2's keys says, on one or more GPUs or CPU processes.
+    """Train a model by a config with iso_d2's keys, on one or more GPUs or CPU processes.
 
     Args:
-        cfg (CfgNode): the config; ISO.DELTA_INIT, ISO.ORTHO and ISO.ANALYSIS choose the hooks.
+        cfg (CfgNode): ISO.DELTA_INIT, ISO.ORTHO and ISO.ANALYSIS choose the hooks.
 
     Raises:
         ValueError, KeyError, FileNotFoundError: a data set of DATASETS.TRAIN or DATASETS.TEST that is
@@ -53,7 +52,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
-        # Not DefaultTrainer's own: it hands DDP a list of devices, which DDP refuses on the CPU.
+        # not DefaultTrainer's: it gives DDP a list of devices, which DDP refuses on the CPU
         TrainerBase.__init__(self)
         for name in ("detectron2", "iso_d2"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
@@ -85,31 +84,21 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """Delta initialisation, orthogonality penalty, isometry and whitening, where the config asks for
-        them, the signal of the first step, then Detectron2's hooks, of which the writer must come last."""
+        """The hooks that the config asks for, then Detectron2's, of which the writer must come last."""
         iso, hooks = self.cfg.ISO, []
         if iso.DELTA_INIT.ENABLED:
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
         coeff = penalty_coefficient(self.cfg)
         if coeff != 0:
-            hooks.append(
-                OrthogonalityLossHook(
-                    coeff,
-                    mode=penalty_mode(self.cfg),
-                    include=iso.ORTHO.INCLUDE,
-                    exclude=iso.ORTHO.EXCLUDE,
-                    period=iso.ORTHO.PERIOD,
-                    log_period=iso.ORTHO.LOG_PERIOD,
-                    fraction=iso.ORTHO.FRACTION,
-                    bound=iso.ORTHO.BOUND,
-                )
-            )
+            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND")
+            options = {key.lower(): iso.ORTHO[key] for key in keys}
+            hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
         return [*hooks, WhiteningHook(), SignalHook(), *super().build_hooks()]
 
     def resume_or_load(self, resume=True):
-        """Go on from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
+        """Continue from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
 
         Args:
             resume (bool): whether to look for a last checkpoint; without one MODEL.WEIGHTS is loaded.
@@ -119,8 +108,7 @@ class Trainer(DefaultTrainer):
         if resume and not resumes:
             logger.info(
                 "Nothing to resume: no checkpoint in %s. Starting from %s",
-                self.cfg.OUTPUT_DIR,
-                weights or "the initialisation",
+                *(self.cfg.OUTPUT_DIR, weights or "the initialisation"),
             )
         super().resume_or_load(resume)
         loaded = bool(resumes or weights)
@@ -156,7 +144,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def check_datasets(cls, cfg):
-        """Make sure that the training will not fail at its end for want of a test data set."""
+        """Find faults of the data sets now, those for tests included, not at the end of the training."""
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: give the name of a registered data set")
         for name in cfg.DATASETS.TRAIN:
@@ -221,7 +209,7 @@ def build_mapper(cfg, is_train):
 
 @contextlib.contextmanager
 def _explained_missing_files():
-    """Add what to do to the bare error of a data set that only names its missing file."""
+    """Say what to do when the error of a data set only names its missing file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -234,7 +222,7 @@ def _explained_missing_files():
 
 
 def _check_kind(cfg, dataset_name):
-    """Slices come as arrays with a placement, which only UNetSegmentor and AlbumentationsMapper know."""
+    """Only UNetSegmentor and AlbumentationsMapper know slices, which come as arrays with a placement."""
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
     if kind == "medical_segmentation" and not (is_unet and cfg.INPUT.MAPPER == "albumentations"):
@@ -251,7 +239,7 @@ def _check_kind(cfg, dataset_name):
 
 
 def _check_num_classes(cfg, dataset_name):
-    """A label beyond the model's classes would be an index out of range in the middle of the training."""
+    """A label beyond the model's classes would be an index error in the middle of the training."""
     key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
     classes = MetadataCatalog.get(dataset_name).get("thing_classes")
     if key and classes and len(classes) > cfg.MODEL[key].NUM_CLASSES:
@@ -262,7 +250,7 @@ def _check_num_classes(cfg, dataset_name):
 
 
 def _check_same_classes(cfg):
-    """Class lists taken from folders differ when one folder is missing, and with it every later label."""
+    """If a folder of a class is missing in one data set, all later labels are shifted."""
     first = cfg.DATASETS.TRAIN[0]
     for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)

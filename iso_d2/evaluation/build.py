@@ -25,18 +25,16 @@ EVALUATORS = {
     "medical_segmentation": lambda cfg, name, folder: SegmentationEvaluator(
         name,
         folder,
-        smooth=cfg.TEST.SEGMENTATION.SMOOTH,
-        threshold=cfg.TEST.SEGMENTATION.THRESHOLD,
-        largest_component=cfg.TEST.SEGMENTATION.LARGEST_COMPONENT,
         pictures_folder=_pictures(cfg, name),
         num_pictures=cfg.TEST.VISUALIZE,
+        **{key.lower(): value for key, value in cfg.TEST.SEGMENTATION.items()},
     ),
     "pascal_voc": lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),
     "sem_seg": lambda cfg, name, folder: SemSegEvaluator(
         name, output_dir=folder, sem_seg_loading_fn=read_labels
     ),
 }
-# Those that draw what belongs to them themselves: a confusion matrix, patients
+# Those that make their own drawings: a confusion matrix, patients
 DRAWING = ("classification", "medical_segmentation")
 
 
@@ -55,11 +53,11 @@ def read_labels(path, dtype):
 
 
 def build_evaluator(cfg, dataset_name, output_folder=None):
-    """The evaluator of a registered data set, with drawn predictions where the config asks for them.
+    """The evaluator of a registered data set, with drawn predictions if the config asks for them.
 
     Args:
         cfg (CfgNode): TEST.VISUALIZE pictures go to OUTPUT_DIR/visualizations/<data set>.
-        dataset_name (str): a registered data set, whose metadata says ``evaluator_type``.
+        dataset_name (str): a registered data set, whose metadata have an ``evaluator_type``.
         output_folder (str or None): for predictions; None: OUTPUT_DIR/inference/<data set>.
 
     Returns:

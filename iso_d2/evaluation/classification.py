@@ -2,8 +2,8 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -11,27 +11,29 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
+from ..files import write_atomically
+
 logger = logging.getLogger(__name__)
 
-# The probability of a sure error is 0 in float32: this one, with a loss of 87.3, stands for it.
+# Replaces a probability of 0, which float32 gives for a sure error; its loss is 87.3
 SMALLEST = torch.finfo(torch.float32).tiny
-# With more classes, names and numbers in the confusion matrix cannot be read.
+# With more classes, names and numbers in the confusion matrix are not readable
 READABLE_CLASSES = 20
 
 
 class ClassificationEvaluator(DatasetEvaluator):
     """Top-1 and top-5 accuracy, mean cross entropy, accuracy of each class, confusion matrix.
 
-    The sums of all processes are added, so every sample counts once if each is in one process' share.
-    Inputs and outputs are those of ``ImageClassifier``, in both forms: a list of dicts with ``label`` and
-    a list with ``scores`` (C,), or one batch with ``labels`` (B,) and ``scores`` (B, C).
+    The sums of all processes are added, so every sample counts once if only one process has it. Inputs and
+    outputs are those of ``ImageClassifier`` in both forms: lists of dicts with a ``label`` and with
+    ``scores`` (C,), or one batch with ``labels`` (B,) and ``scores`` (B, C).
 
     Args:
         dataset_name (str): a registered data set, whose metadata have ``thing_classes``.
         output_folder (str): for ``classification.json`` and ``confusion_matrix.png``; made if absent.
 
     Raises:
-        ValueError: in :meth:`process`, the model tells another number of classes apart.
+        ValueError: in :meth:`process`, the model has another number of classes.
         KeyError: in :meth:`process`, inputs have no labels.
     """
 
@@ -69,8 +71,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         """Add up what the processes have seen.
 
         Returns:
-            dict: in the main process ``{"classification": {"top1", "top5", "loss"}}``, accuracies in
-            percent; in others, and if there were no samples, an empty dict.
+            dict: in the main process ``{"classification": {"top1", "top5", "loss"}}``, accuracies in percent.
+            Empty in others, and if there were no samples.
         """
         parts = comm.gather((self._confusion, self._top5, self._loss))
         if not comm.is_main_process():
@@ -88,13 +90,11 @@ class ClassificationEvaluator(DatasetEvaluator):
         rows = zip(self.classes, confusion.diag().tolist(), confusion.sum(dim=1).tolist(), strict=True)
         by_class = {name: 100 * right / count if count else None for name, right, count in rows}
 
-        os.makedirs(self.output_folder, exist_ok=True)
-        with open(os.path.join(self.output_folder, "classification.json"), "w") as f:
-            content = {**metrics, "num_images": total, "class_accuracy": by_class}
-            json.dump({**content, "confusion_matrix": confusion.tolist()}, f)
-        draw_confusion_matrix(
-            confusion, self.classes, os.path.join(self.output_folder, "confusion_matrix.png")
-        )
+        content = {**metrics, "num_images": total, "class_accuracy": by_class}
+        content["confusion_matrix"] = confusion.tolist()
+        folder = Path(self.output_folder)
+        write_atomically(folder / "classification.json", json.dumps(content))
+        draw_confusion_matrix(confusion, self.classes, folder / "confusion_matrix.png")
         seen = {name: accuracy for name, accuracy in by_class.items() if accuracy is not None}
         worst, best = min(seen, key=seen.get), max(seen, key=seen.get)
         logger.info(
@@ -110,8 +110,8 @@ def draw_confusion_matrix(confusion, classes, path):
 
     Args:
         confusion (Tensor): counts, (C, C); rows are true classes, columns predicted ones.
-        classes (sequence of str): C names, written up to 20 classes, as are the shares in percent.
-        path (str): the file.
+        classes (sequence of str): C names. Up to 20 are written, and so are the shares in percent.
+        path (str or Path): the file.
     """
     shares = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(8, 7), layout="constrained")

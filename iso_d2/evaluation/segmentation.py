@@ -3,27 +3,30 @@
 import json
 import logging
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
+from ..files import read_image, write_atomically
+from .masks import read_mask
 from .segmentation_metrics import Overlap, largest_component, measure, soft_dice_loss, soft_iou, table
 from .segmentation_pictures import draw_slice, draw_volume_dice
 
 logger = logging.getLogger(__name__)
 
-# By which probabilities may leave [0, 1] through the rounding of a softmax and of interpolation
+# How far the rounding of a softmax and of interpolation may take probabilities out of [0, 1]
 ROUNDING = 1e-4
 
 
+@dataclass(eq=False)
 class SegmentationEvaluator(DatasetEvaluator):
     """Soft Dice loss and IoU of slices, Dice and IoU of masks, volume Dice of patients, detected slices.
 
-    Foreground is any class but background: the probability of a sigmoid (one channel), or 1 minus that of
-    class 0 of a softmax. A slice has a tumour if its original mask has. Two empty masks agree fully, 1;
-    exactly one empty mask gives 0.
+    Foreground is every class but the background: the probability of a sigmoid (one channel), or 1 minus that
+    of class 0 of a softmax. A slice has a tumour if its original mask has. Two empty masks agree fully, 1;
+    one empty mask gives 0.
 
     ======================================  =================================================================
     dice_loss, mean_iou                     the report's, of probabilities, on the model's input grid
@@ -34,8 +37,8 @@ class SegmentationEvaluator(DatasetEvaluator):
     false_alarm_rate                        share of tumour-free slices with any predicted pixel
     ======================================  =================================================================
 
-    All but the losses are in percent. What would be a mean over no slices is left out. The results of all
-    processes are put together; a slice (``image_id``) that several of them had counts once.
+    All but the losses are in percent. A mean over no slices is left out. The results of all processes are
+    combined; a slice (``image_id``) that several of them had counts once.
 
     Args:
         dataset_name (str): for the log.
@@ -43,42 +46,37 @@ class SegmentationEvaluator(DatasetEvaluator):
             made if absent.
         smooth (float): eps of the report's measures.
         threshold (float): probability from which on a pixel is foreground.
-        largest_component (bool): of each patient's predicted mask keep only the largest connected part, in
-            everything but the report's measures. For sets that hold patients as a whole.
-        pictures_folder (str or None): for ``rank_001.png`` (the best patient) and so on: the slice with the
-            most tumour. Each evaluation overwrites the pictures of the one before.
+        largest_component (bool): keep only the largest connected part of each patient's predicted mask, in
+            everything but the report's measures. For sets that hold whole patients.
+        pictures_folder (str or None): for ``rank_001.png`` (the best patient) and so on, which show the slice
+            with the most tumour. Each evaluation overwrites the pictures of the one before.
         num_pictures (int): how many patients to draw, spread evenly from the best to the worst.
 
     Raises:
-        ValueError: in :meth:`process`, predictions are no probabilities (NaN for one) or of another size
-            than the truth, or a mask file holds other values than 0 and 255.
+        ValueError: in :meth:`process`, predictions are no probabilities (NaN, say) or differ in size from the
+            truth, or a mask file holds other values than 0 and 255.
     """
 
-    def __init__(
-        self,
-        dataset_name,
-        output_folder,
-        smooth=1.0,
-        threshold=0.5,
-        largest_component=False,
-        pictures_folder=None,
-        num_pictures=0,
-    ):
-        if not 0 < threshold <= 1:
-            raise ValueError(f"TEST.SEGMENTATION.THRESHOLD must be a probability above 0, got {threshold}")
-        if smooth < 0:
-            raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {smooth}")
-        self.dataset_name = dataset_name
-        self.output_folder = output_folder
-        self.smooth = smooth
-        self.threshold = threshold
-        self.largest_component = largest_component
-        self.pictures_folder = pictures_folder
-        self.num_pictures = num_pictures if pictures_folder else 0
+    dataset_name: str
+    output_folder: str
+    smooth: float = 1.0
+    threshold: float = 0.5
+    largest_component: bool = False
+    pictures_folder: str | None = None
+    num_pictures: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"TEST.SEGMENTATION.THRESHOLD must be a probability above 0, got {self.threshold}"
+            )
+        if self.smooth < 0:
+            raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {self.smooth}")
+        self.num_pictures = self.num_pictures if self.pictures_folder else 0
 
     def reset(self):
         self._slices = {}  # image_id -> record
-        self._shown = {}  # patient -> what a picture needs, of its slice with the most tumour
+        self._shown = {}  # patient -> what a picture of its slice with the most tumour needs
 
     def process(self, inputs, outputs):
         for image, output in zip(inputs, outputs, strict=True):
@@ -94,18 +92,14 @@ class SegmentationEvaluator(DatasetEvaluator):
 
         prediction = original >= self.threshold
         overlap = Overlap.of(prediction, truth)
-        record = {
-            "image_id": image["image_id"],
-            "patient": image["patient"],
-            "slice": image["slice"],
+        self._slices[image["image_id"]] = record = {
+            **{key: image[key] for key in ("image_id", "patient", "slice")},
             "dice_loss": soft_dice_loss(probabilities, label, self.smooth),
             "soft_iou": soft_iou(probabilities, label, self.smooth),
             "overlap": overlap,
         }
         if self.largest_component:
             record["masks"] = np.packbits([prediction, truth], axis=None), truth.shape
-        self._slices[image["image_id"]] = record
-
         key = (overlap.true, overlap.predicted)
         shown = self._shown.get(image["patient"])
         if self.num_pictures and (shown is None or key > shown["key"]):
@@ -117,7 +111,7 @@ class SegmentationEvaluator(DatasetEvaluator):
             }
 
     def evaluate(self):
-        """Put together what the processes have seen.
+        """Combine what the processes have seen.
 
         Returns:
             dict: in the main process ``{"segmentation": {measure: float}}``; in others, and if there were no
@@ -126,9 +120,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         parts = comm.gather((self._slices, self._shown))
         if not comm.is_main_process():
             return {}
-        slices = {}
-        for part, _ in parts:
-            slices.update(part)
+        slices = {key: record for part, _ in parts for key, record in part.items()}
         if not slices:
             logger.warning("No slices of %s were evaluated", self.dataset_name)
             return {}
@@ -140,7 +132,7 @@ class SegmentationEvaluator(DatasetEvaluator):
             for records in patients.values():
                 if records[-1]["slice"] - records[0]["slice"] + 1 != len(records):
                     logger.warning(
-                        "%s: slices between those of %s are missing, and its largest component ends there",
+                        "%s: slices of %s are missing in between, and its largest component ends there",
                         *(self.dataset_name, records[0]["patient"]),
                     )
                 kept.update(_keep_largest_component(records))
@@ -151,8 +143,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         dice = {name: 100 * volume.dice for name, volume in volumes.items()}
         draw_volume_dice(dice, os.path.join(self.output_folder, "volume_dice.png"))
         if self.num_pictures:
-            shown = [part for _, part in parts]
-            self._draw(dice, slices, shown, kept)
+            self._draw(dice, slices, [shown for _, shown in parts], kept)
         logger.info(
             "%s, %d slices of %d patients:\n%s",
             *(self.dataset_name, len(slices), len(patients), table(metrics)),
@@ -160,7 +151,6 @@ class SegmentationEvaluator(DatasetEvaluator):
         return {"segmentation": metrics}
 
     def _write(self, metrics, patients, volumes):
-        os.makedirs(self.output_folder, exist_ok=True)
         by_patient = [
             {
                 "patient": name,
@@ -189,8 +179,7 @@ class SegmentationEvaluator(DatasetEvaluator):
             "patients": by_patient,
             "slices": by_slice,
         }
-        with open(os.path.join(self.output_folder, "segmentation.json"), "w") as f:
-            json.dump(content, f)
+        write_atomically(os.path.join(self.output_folder, "segmentation.json"), json.dumps(content))
 
     def _draw(self, dice, slices, parts, kept):
         os.makedirs(self.pictures_folder, exist_ok=True)
@@ -203,51 +192,20 @@ class SegmentationEvaluator(DatasetEvaluator):
             prediction = kept.get(shown["image_id"])
             if prediction is None:
                 prediction = _unpack(shown["prediction"], probabilities.shape)
-            with Image.open(shown["file_name"]) as file:
-                image = np.asarray(file.convert("RGB"))
             caption = (
                 f"{patient}: volume Dice {dice[patient]:.1f} %, rank {index + 1} of {len(ranked)}; slice "
                 f"{record['slice']}: Dice {100 * record['overlap'].dice:.1f} %"
             )
             path = os.path.join(self.pictures_folder, f"rank_{index + 1:03d}.png")
-            truth = read_mask(shown["mask_file_name"])
+            image, truth = read_image(shown["file_name"], "RGB"), read_mask(shown["mask_file_name"])
             draw_slice(image, truth, probabilities, prediction, caption, path)
 
 
 def spread_out(length, number):
-    """Up to ``number`` different positions in a list, evenly spread from its first to its last.
-
-    A single one is the middle.
-    """
+    """Up to `number` positions in a list, spread evenly from first to last; a single one is the middle."""
     if number == 1:
         return [(length - 1) // 2]
     return sorted({round(position) for position in np.linspace(0, length - 1, number).tolist()})
-
-
-def read_mask(path):
-    """Read a mask file.
-
-    Args:
-        path (str): an image of 0 (background) and 255.
-
-    Returns:
-        ndarray: bool, (H, W).
-
-    Raises:
-        ValueError: it cannot be read, or holds another value.
-    """
-    try:
-        with Image.open(path) as file:
-            mask = np.asarray(file.convert("L"))
-    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error ...
-        raise ValueError(f"cannot read the mask {path} ({error}). Replace it.") from error
-    other = mask[(mask != 0) & (mask != 255)]
-    if other.size:
-        raise ValueError(
-            f"Mask {path} holds the value {other[0]}; only 0 (background) and 255 (tumour) are accepted. "
-            "Write it anew with these."
-        )
-    return mask == 255
 
 
 def _foreground(channels, image, key):
@@ -267,7 +225,7 @@ def _check_size(prediction, truth, name, other):
     if prediction.shape != truth.shape:
         raise ValueError(
             f"{name} are of size {prediction.shape} (height, width), but {other} is of size {truth.shape}. "
-            "They must be equal: the one comes from the model, the other from the mapper or the files."
+            "They must be equal: the first comes from the model, the second from the mapper or the files."
         )
 
 
@@ -276,7 +234,7 @@ def _unpack(bits, shape):
 
 
 def _keep_largest_component(records):
-    """Recount a patient's slices on the largest part of its prediction: image_id -> that, bool, (H, W)."""
+    """Count a patient's slices anew on the largest part of its prediction: image_id -> mask, bool (H, W)."""
     shapes = {record["masks"][1] for record in records}
     if len(shapes) > 1:
         raise ValueError(
@@ -284,7 +242,7 @@ def _keep_largest_component(records):
             "volume: set TEST.SEGMENTATION.LARGEST_COMPONENT False"
         )
     first, last = records[0]["slice"], records[-1]["slice"]
-    # A slice that is not there stays empty: what lies on either side of it is not connected.
+    # A missing slice stays empty, so its two sides are not connected.
     volume = np.zeros((last - first + 1, *shapes.pop()), bool)
     truths = []
     for record in records:

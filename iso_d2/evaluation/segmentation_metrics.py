@@ -1,7 +1,7 @@
 """How well a segmentation agrees with the truth: soft measures of an image, and overlaps of masks.
 
-Everything here is of one object class against background, and in float64. One rule holds throughout for
-0 / 0, which is what two empty masks give: they agree fully, 1. Exactly one empty mask gives 0.
+Everything here is for one object class against the background, in float64. Two empty masks, 0 / 0, agree
+fully and give 1. One empty mask gives 0.
 """
 
 from typing import NamedTuple
@@ -11,35 +11,24 @@ from scipy import ndimage
 
 
 def soft_dice_loss(probabilities, truth, smooth=1.0):
-    """Dice loss of one image: 1 - (2 sum PQ + eps) / (sum P^2 + sum Q^2 + eps).
+    """Dice loss of one image, in [0, 1]: 1 - (2 sum PQ + eps) / (sum P^2 + sum Q^2 + eps).
 
     Args:
         probabilities (ndarray): P in [0, 1], of any shape.
         truth (ndarray): Q, 0 or 1, of the same shape.
-        smooth (float): eps; 0 gives the report's literal form, which is 1 whenever there is no truth and
-            any P is above 0.
+        smooth (float): eps; 0 gives the report's literal form, which is 1 if there is no truth and any P is
+            above 0.
 
-    Returns:
-        float: in [0, 1]; the mean over images is the report's mean Dice loss.
-
-    Source: report, Section 5.1; eps is added there to be defined and smooth without truth.
+    Source: report, Section 5.1, with eps, which makes it defined and smooth without truth.
     """
     p, q = probabilities.astype(np.float64), truth.astype(np.float64)
     return 1 - _ratio(2 * (p * q).sum() + smooth, (p * p).sum() + (q * q).sum() + smooth)
 
 
 def soft_iou(probabilities, truth, smooth=1.0):
-    """Intersection over union of one image: (sum PQ + eps) / (sum (P + Q - PQ) + eps).
+    """Intersection over union of one image, in [0, 1]: (sum PQ + eps) / (sum (P + Q - PQ) + eps).
 
-    Args:
-        probabilities (ndarray): P in [0, 1], of any shape.
-        truth (ndarray): Q, 0 or 1, of the same shape.
-        smooth (float): eps.
-
-    Returns:
-        float: in [0, 1]; the mean over images is the report's mean IoU.
-
-    Source: report, Section 5.1, with eps as in :func:`soft_dice_loss`.
+    Args, Source: as for :func:`soft_dice_loss`.
     """
     p, q = probabilities.astype(np.float64), truth.astype(np.float64)
     product = p * q
@@ -47,13 +36,7 @@ def soft_iou(probabilities, truth, smooth=1.0):
 
 
 class Overlap(NamedTuple):
-    """Pixels that two masks have in common, and that each has. Those of a volume are the sums of its slices.
-
-    Attributes:
-        intersection (int): pixels in both.
-        predicted (int): pixels in the prediction.
-        true (int): pixels in the truth.
-    """
+    """How many pixels are in both masks, and in each. For a volume, the sums over its slices."""
 
     intersection: int
     predicted: int
@@ -86,16 +69,10 @@ def _ratio(numerator, denominator):
 
 
 def largest_component(volume):
-    """Keep the largest connected part of a mask; of equally large ones the first.
+    """Keep the largest connected part of a mask, bool (D, H, W); of equally large ones the first.
 
-    Pixels are connected with all 26 neighbours, since slices lie further apart than pixels and an oblique
-    tumour moves by more than a pixel from one to the next.
-
-    Args:
-        volume (ndarray): bool, (D, H, W).
-
-    Returns:
-        ndarray: bool, (D, H, W).
+    Pixels are connected with all 26 neighbours: slices lie further apart than pixels, so an oblique tumour
+    moves by more than a pixel from one to the next.
     """
     labels, _ = ndimage.label(volume, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
@@ -104,14 +81,7 @@ def largest_component(volume):
 
 
 def spread(values):
-    """Mean, median, quartiles (interpolated linearly) and least of some numbers.
-
-    Args:
-        values (sequence of float): at least one.
-
-    Returns:
-        dict[str, float]: ``mean``, ``median``, ``q1``, ``q3``, ``min``.
-    """
+    """dict[str, float]: mean, median, q1, q3 (interpolated linearly) and min of at least one number."""
     least, q1, median, q3 = np.quantile(np.asarray(values, np.float64), [0, 0.25, 0.5, 0.75]).tolist()
     return {"mean": float(np.mean(values)), "median": median, "q1": q1, "q3": q3, "min": least}
 

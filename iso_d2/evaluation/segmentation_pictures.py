@@ -4,17 +4,17 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-# An overlay is drawn this many times larger, so that contours hide little of what they enclose.
+# An overlay is drawn this many times larger, so that contours hide little of the image.
 SCALE = 4
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 
 
 def draw_overlay(image, truth, prediction):
-    """An image with the outlines of two masks: the truth in green, the prediction in red, thinner and above.
+    """An image with the outlines of two masks: the truth in green, the prediction in red, thinner and on top.
 
     Args:
         image (ndarray): uint8 RGB, (H, W, 3).
-        truth (ndarray or None): bool, (H, W); None: there is none.
+        truth (ndarray or None): bool, (H, W).
         prediction (ndarray): bool, (H, W).
 
     Returns:
@@ -46,13 +46,8 @@ def draw_slice(image, truth, probabilities, prediction, caption, path):
         caption (str): stands above.
         path (str): the file.
     """
-    overlay = draw_overlay(image, truth, prediction)
-    panels = {
-        "image": image,
-        "truth": truth,
-        "probability": probabilities,
-        "truth green, prediction red": overlay,
-    }
+    panels = {"image": image, "truth": truth, "probability": probabilities}
+    panels["truth green, prediction red"] = draw_overlay(image, truth, prediction)
     height, width = truth.shape
     figure = Figure(figsize=(16, 4 * height / width + 0.7), layout="constrained")
     figure.suptitle(caption)
@@ -76,7 +71,7 @@ def draw_volume_dice(dice, path):
     points, box = figure.subplots(1, 2, sharey=True, width_ratios=[5, 1])
     points.plot(range(len(values)), values, "o")
     points.set(ylim=(-2, 102), ylabel="volume Dice (%)", xlabel=f"{len(values)} patients, best first")
-    # More names cannot be read side by side.
+    # more names are not readable side by side
     if len(ranked) <= 30:
         points.set_xticks(range(len(ranked)), ranked, rotation=90, fontsize="x-small")
     points.grid(axis="y")

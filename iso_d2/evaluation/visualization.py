@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-# Pixels that the drawing of one image is at least wide
+# Least width of the drawing of one image, in pixels
 MIN_WIDTH = 480
 
 logger = logging.getLogger(__name__)
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 class VisualPredictions(DatasetEvaluator):
     """Draws the first images of a data set: ground truth on the left, if any, predictions on the right.
 
-    It works on the models' ``instances`` and ``sem_seg`` outputs, in the main process only, and
-    measures nothing. Each evaluation overwrites the pictures of the one before.
+    It draws the models' ``instances`` and ``sem_seg``, in the main process only, and measures nothing. Each
+    evaluation overwrites the pictures of the one before.
 
     Args:
         dataset_name (str): a registered data set.
         output_folder (str): for ``000_<image's name>.png``, ``001_...``; made if absent.
         num_images (int): how many to draw.
-        score_threshold (float): instances with a lower score are not drawn.
+        score_threshold (float): least score of an instance that is drawn.
     """
 
     def __init__(self, dataset_name, output_folder, num_images, score_threshold=0.5):
@@ -56,14 +56,11 @@ class VisualPredictions(DatasetEvaluator):
     def _draw(self, image, output):
         file_name = image["file_name"]
         pixels = read_image(file_name, "RGB")
-        # Without class names there is nothing to draw a semantic map with.
+        # a semantic map cannot be drawn without class names
         sem_seg = "sem_seg" in output and bool(self.metadata.get("stuff_classes"))
-        truth = {
-            key: value
-            for key, value in self._find_ground_truth(file_name).items()
-            if (key == "annotations" and "instances" in output) or (key == "sem_seg_file_name" and sem_seg)
-        }
-        # Labels keep their size, so a small image is drawn larger, or they would hide it.
+        kinds = {"annotations": "instances" in output, "sem_seg_file_name": sem_seg}
+        truth = {k: v for k, v in self._find_ground_truth(file_name).items() if kinds.get(k)}
+        # small images are drawn larger, since text keeps its size and would hide them
         scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
         panels = []
         if truth:

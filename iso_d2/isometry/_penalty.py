@@ -1,7 +1,7 @@
 """Value and gradient of the orthogonality penalty, in closed form and with few matrix products.
 
 Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020. What differs: see
-``orthogonality.py``, which says what is computed; this says how.
+``orthogonality.py``, which defines what is computed here.
 """
 
 import functools
@@ -16,7 +16,7 @@ _memory = threading.local()
 
 
 def gram_operand(kernels, stride, mode):
-    """What to form the Gram of, and at the multiples of which shift.
+    """The tensor to form the Gram of, and the shift whose multiples count.
 
     Args:
         kernels (Tensor): (B, M, C, kh, kw).
@@ -25,7 +25,7 @@ def gram_operand(kernels, stride, mode):
         tuple[Tensor, tuple[int, int]]: (B, rows, columns, kh', kw') and the shift.
     """
     _, out_channels, in_channels, *kernel_size = kernels.shape
-    # a stride beyond the kernel size only skips more pixels that are not read
+    # a larger stride than the kernel only skips more pixels, which are not read anyway
     stride = tuple(min(s, k) for s, k in zip(stride, kernel_size, strict=True))
     if mode == "paper":
         return (kernels.transpose(1, 2) if out_channels > in_channels else kernels), stride
@@ -46,7 +46,7 @@ class Penalty(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        # once_differentiable would take the stored gradient for a constant without a word
+        # once_differentiable would silently treat the stored gradient as a constant
         if torch.is_grad_enabled():
             raise RuntimeError("the orthogonality loss has no second derivatives: use create_graph=False")
         (grad,) = ctx.saved_tensors
@@ -60,7 +60,7 @@ def penalty(kernels, shift, with_grad, fraction=1.0, generator=None):
         kernels (Tensor): (B, M, C, kh, kw), float32 or float64.
         shift ((int, int)): as from `gram_operand`.
         with_grad (bool): whether to compute the gradient.
-        fraction, generator: as of `orthogonality_losses`.
+        fraction, generator: as in `orthogonality_losses`.
 
     Returns:
         tuple[Tensor, Tensor or None]: (B,), and (B, M, C, kh, kw).
@@ -71,7 +71,7 @@ def penalty(kernels, shift, with_grad, fraction=1.0, generator=None):
 
 
 def multiply_adds(kernels, shift):
-    """How many the matrix products of `penalty` with gradient take, as an int."""
+    """int: multiply-adds of the matrix products in `penalty` with gradient."""
     batch, rows, columns, *size = kernels.shape
     product = batch * rows * rows * columns
     if _has_frequencies(kernels, shift):
@@ -87,7 +87,7 @@ def _has_frequencies(kernels, shift):
 
 
 def _penalty_by_shift(kernels, shift, with_grad):
-    """One matrix product a shift; G(-d) = G(d)^T, so half of the shifts do."""
+    """One matrix product for each shift; G(-d) = G(d)^T, so half of the shifts are enough."""
     kernels = kernels.movedim(2, 4).contiguous()  # (B, M, kh, kw, C)
     flat = kernels.flatten(2)
     gram = flat @ flat.mT
@@ -115,12 +115,12 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
         Z = R - J - I = H H^T - 2 A B^T - I,    H = A + B,
     and the gradient of 1/2 ||Z||^2 is
         (Z + Z^T) H - 2 Z B  in A,    (Z + Z^T) H - 2 Z^T A  in B:
-    two real products a frequency for the value and three for the gradient, against four and four for complex
-    arithmetic written out. Frequency 0 has no B and needs one of each.
-    On a grid of 2k - 1 points nothing wraps around, and half of its frequencies do, since Z(-f) = Z(f)^T.
+    each frequency takes two real products for the value and three for the gradient. Written-out complex
+    arithmetic would take four and four. Frequency 0 has no B and needs one of each.
+    On a grid of 2k - 1 points nothing wraps around. Half of its frequencies are enough, since Z(-f) = Z(f)^T.
     """
     batch, rows, columns, *kernel_size = kernels.shape
-    # a fake tensor's tables are fake, too, and must not be kept
+    # the tables of a fake tensor are fake, too, and must not be cached
     make_tables = _hartley_tables if _is_plain(kernels) else _hartley_tables.__wrapped__
     forward, backward, share = make_tables(*kernel_size, kernels.dtype, kernels.device)
     if fraction < 1:
@@ -132,7 +132,7 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     h, a, b = transformed.view(3, frequencies * batch, rows, columns)
     z = _buffer("z", (frequencies * batch, rows, rows), taps)
     torch.bmm(h, h.mT, out=z)
-    # of all frequencies the first is 0; of those that are drawn it may be any
+    # frequency 0 comes first, but not among frequencies drawn at random
     complex_ones = slice(batch if fraction == 1 else 0, None)
     torch.baddbmm(z[complex_ones], a[complex_ones], b[complex_ones].mT, alpha=-2, out=z[complex_ones])
     z.diagonal(dim1=1, dim2=2).sub_(1)
@@ -141,7 +141,7 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
         return values, None
     twice = torch.add(z, z.mT, out=_buffer("twice", z.shape, z))
     in_both = torch.bmm(twice, h, out=_buffer("in_both", h.shape, h))
-    # each product takes the place of an operand that is needed no more
+    # each product overwrites an operand that is no longer needed
     h[: complex_ones.start].zero_()
     torch.bmm(z[complex_ones], b[complex_ones], out=h[complex_ones])
     torch.bmm(z[complex_ones].mT, a[complex_ones], out=b[complex_ones])
@@ -151,7 +151,7 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
 
 
 def _drawn(forward, backward, share, fraction, generator):
-    """The tables of some frequencies, drawn at random, each with the weight of all that it stands for."""
+    """The tables of frequencies drawn at random, weighted by how many frequencies each stands for."""
     total = len(share)
     count = math.ceil(fraction * total)
     drawn = torch.randperm(total, generator=generator)[:count].to(share.device)
@@ -161,9 +161,9 @@ def _drawn(forward, backward, share, fraction, generator):
 
 
 def _buffer(name, shape, like):
-    """A tensor to be used until the end of this call: on a CPU the same memory each time.
+    """A tensor for use within one call; on a CPU each call gets the same memory.
 
-    New memory of many megabytes costs a page fault every 4 KiB there; on a GPU PyTorch keeps it anyway.
+    There, new memory of many megabytes costs a page fault every 4 KiB. On a GPU PyTorch reuses memory itself.
     """
     if like.device.type != "cpu" or torch.compiler.is_compiling() or not _is_plain(like):
         return like.new_empty(shape)
@@ -175,7 +175,7 @@ def _buffer(name, shape, like):
 
 
 def _is_plain(tensor):
-    """Whether it holds numbers itself: no fake tensor, no other subclass."""
+    """Whether a tensor holds numbers: not a fake tensor nor another subclass."""
     return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
@@ -185,9 +185,9 @@ def _hartley_tables(kh, kw, dtype, device):
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: taps -> H, A, B (3 F, kh * kw); Z B, (Z + Z^T) H, Z^T A -> taps
-        (kh * kw, 3 F); (F,), F as of `frequency_tables`.
+        (kh * kw, 3 F); (F,), F as in `frequency_tables`.
     """
-    # not the kept ones, which under fake tensors are of another kind
+    # bypass the cache: under fake tensors the result is fake
     cos, sin, share = frequency_tables.__wrapped__(kh, kw, torch.float64, torch.device("cpu"))
     forward = torch.cat([cos + sin, cos, sin])
     share = share[:, None]
@@ -197,15 +197,15 @@ def _hartley_tables(kh, kw, dtype, device):
 
 @functools.lru_cache(maxsize=64)
 def frequency_tables(kh, kw, dtype, device):
-    """The Fourier transform of a kernel on the least grid on which no shifts of its Gram wrap around.
+    """The Fourier transform of a kernel on the smallest grid on which no shift of its Gram wraps around.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: taps -> real part, and imaginary part but for its sign, (F, kh * kw);
-        how much of all each frequency stands for, (F,), where F = (N + 1) / 2 of the N = (2 kh - 1) (2 kw -
-        1) frequencies, the others being their opposites.
+        tuple[Tensor, Tensor, Tensor]: taps -> real part, and taps -> negated imaginary part, (F, kh * kw)
+        each; the share of all frequencies that each one stands for, (F,). F = (N + 1) / 2 of the
+        N = (2 kh - 1) (2 kw - 1) frequencies; the others are their opposites.
     """
     points = (2 * kh - 1, 2 * kw - 1)
-    like = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device
+    like = {"dtype": torch.float64, "device": "cpu"}  # not the default device
     frequencies = torch.tensor(_half_plane((kh, kw), (1, 1)), **like)
     taps = torch.cartesian_prod(torch.arange(kh, **like), torch.arange(kw, **like))
     angles = 2 * math.pi * frequencies / torch.tensor(points, **like)
@@ -223,5 +223,5 @@ def _half_plane(size, step):
 
 
 def _sum_of_squares(matrices):
-    """(B, M, N) -> (B,); row by row, since the norm of a whole matrix adds up its entries naively."""
+    """(B, M, N) -> (B,), row by row: the norm of a whole matrix would add up its entries less exactly."""
     return torch.linalg.vector_norm(matrices, dim=2).square().sum(1)

@@ -2,7 +2,7 @@
 
 Paper: Qi, You, Wang, Ma, Malik, "Deep Isometric Learning for Visual Recognition", ICML 2020,
 https://arxiv.org/abs/2006.16992. What differs: the shifted ReLU is one operation that keeps one tensor for
-backward, not two operations and two tensors, and takes the sum of a residual block with it.
+backward, not two operations and two tensors. It also does the sum of a residual block.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def srelu_mean_square(threshold, mean_square=1.0):
-    """The mean square of max(z, b), z normal of mean 0 and mean square q.
+    """The mean square of max(z, b) for a normal z with mean 0 and mean square q.
 
         q (t^2 Phi(t) + 1 - Phi(t) + t phi(t)),    t = b / sqrt(q)
 
@@ -26,8 +26,7 @@ def srelu_mean_square(threshold, mean_square=1.0):
         float
 
     Raises:
-        ValueError: a threshold that is no number, or infinite and positive; a mean square that is not a
-            finite number above 0.
+        ValueError: a threshold that is NaN or plus infinity; a mean square that is not finite and above 0.
     """
     b, q = float(threshold), float(mean_square)
     if math.isnan(b) or b == math.inf:
@@ -43,9 +42,9 @@ def srelu_mean_square(threshold, mean_square=1.0):
 
 
 def srelu_gain(threshold):
-    """What restores the mean square of max(z, b), z standard normal: 1 / root mean square.
+    """The gain that restores the mean square of max(z, b) for a standard normal z: 1 / root mean square.
 
-    1.149 at b = -1; sqrt(2) at b = 0, which is ReLU's; 1 for b to minus infinity.
+    1.149 at b = -1; sqrt(2) at b = 0, as for ReLU; 1 in the limit b -> minus infinity.
 
     Args:
         threshold (float): b.
@@ -54,7 +53,7 @@ def srelu_gain(threshold):
         float
 
     Raises:
-        ValueError: as of :func:`srelu_mean_square`.
+        ValueError: as for :func:`srelu_mean_square`.
 
     Source: NFNet (Brock et al., 2021, https://arxiv.org/abs/2102.06171), section 3, which divides by the
     standard deviation instead; the integral is elementary.
@@ -63,17 +62,17 @@ def srelu_gain(threshold):
 
 
 class SReLU(nn.Module):
-    """Shifted ReLU, max(x, b) with one threshold b a channel, or max(x + residual, b) as one operator.
+    """Shifted ReLU, max(x, b) with one threshold b per channel, or max(x + residual, b) as one operator.
 
-    It keeps nothing but its output for backward, which a following convolution keeps anyway; so nobody may
-    change that output in place. Where x equals b the gradient goes to b, as in relu(x - b) + b. Its gradient
-    takes no transforms of torch.func (grad, vmap, jvp) and no forward-mode derivatives.
+    For backward it keeps only its output, which a following convolution keeps anyway. So nothing may change
+    that output in place. Where x equals b the gradient goes to b, as in relu(x - b) + b. The gradient
+    supports neither the transforms of torch.func (grad, vmap, jvp) nor forward mode.
 
     Args:
         num_channels (int): C, the size of dimension 1 of the input.
-        init (float): the start of every threshold.
-        learnable (bool): False keeps `threshold` at `init`; it is in the state dict all the same.
-        inplace (bool): the output takes the place of the input x, as with nn.ReLU; for an x that nobody else
+        init (float): initial value of every threshold.
+        learnable (bool): False keeps `threshold` at `init`; the state dict holds it all the same.
+        inplace (bool): overwrite the input x with the output, as with nn.ReLU; for an x that nothing else
             needs, like the output of a convolution.
 
     Attributes:
@@ -112,7 +111,7 @@ class SReLU(nn.Module):
                 )
             dtype = torch.promote_types(x.dtype, residual.dtype)
             x, residual = x.to(dtype), residual.to(dtype)
-        # a view belongs to somebody: a backward hook of the layer before hands its output on as one
+        # never overwrite a view: the layer before returns one if it has a backward hook
         inplace = self.inplace and not x._is_view()
         if torch.is_grad_enabled():
             return _ShiftedReLU.apply(x, residual, self.threshold, inplace)
@@ -127,13 +126,13 @@ class SharedScale(nn.Module):
     """One learnable scalar for a whole residual branch, x * s, or one for each of its channels.
 
     Args:
-        init (float): the start of s; 0 makes a residual block the identity.
-        channels (int or None): None: one scalar, the paper's; else one for each of so many channels.
+        init (float): initial value of s; 0 makes a residual block the identity.
+        channels (int or None): None: one scalar as in the paper; else one for each of this many channels.
 
     Attributes:
-        scale (Parameter): s, without dimensions, so that it does not promote a half-precision x; or (C,).
+        scale (Parameter): s, (C,) or 0-dim, which does not promote a half-precision x.
 
-    Source: report, section 3, "Isometry in Residual Structure"; a scale a channel: LayerScale (Touvron et
+    Source: report, section 3, "Isometry in Residual Structure"; scales per channel: LayerScale (Touvron et
     al., 2021, https://arxiv.org/abs/2103.17239, eq. (4)).
     """
 
@@ -143,7 +142,7 @@ class SharedScale(nn.Module):
         self.scale = nn.Parameter(start if channels is None else start.repeat(channels))
 
     def forward(self, x):
-        """Any shape, (N, C, ...) with a scale a channel -> the same shape and dtype."""
+        """Any shape, with scales per channel (N, C, ...) -> the same shape and dtype."""
         return x * (self.scale if self.scale.dim() == 0 else _broadcast(self.scale, x))
 
 
@@ -168,23 +167,23 @@ class _ShiftedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         y, threshold = ctx.saved_tensors
-        # y > b where y - b > 0; ReLU's own backward is a single vectorised pass, a comparison and a
-        # selection are several times as slow on a CPU
+        # y > b where y - b > 0; ReLU's backward is one vectorised pass, while comparing and selecting is
+        # several times slower on a CPU
         passed = torch.ops.aten.threshold_backward(grad, y - _broadcast(threshold, y), 0)
         grad_threshold = None
         if ctx.needs_input_grad[2]:
-            # what did not pass went to the threshold
+            # the rest of the gradient goes to the threshold
             grad_threshold = (_sum_by_channel(grad) - _sum_by_channel(passed)).to(threshold.dtype)
         grad_x, grad_residual = (passed if needed else None for needed in ctx.needs_input_grad[:2])
         return grad_x, grad_residual, grad_threshold, None
 
 
 def _sum_by_channel(x):
-    """(N, C, ...) -> (C,); a sum over all pixels of a batch loses most digits of a half-precision format."""
+    """(N, C, ...) -> (C,), at least float32: half precision would lose most digits of so long a sum."""
     dims = [dim for dim in range(x.dim()) if dim != 1]
     return x.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _broadcast(threshold, x):
-    """(C,) -> (C, 1, ...) against (N, C, ...), in x's dtype, since torch.maximum would promote."""
+    """(C,) -> (C, 1, ...) to broadcast to (N, C, ...), in x's dtype, since torch.maximum would promote."""
     return threshold.to(x.dtype).view(-1, *[1] * (x.dim() - 2))

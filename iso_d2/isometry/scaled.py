@@ -17,17 +17,17 @@ from ._conv import per_axis
 
 
 def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
-    """The factor by which an isometric convolution keeps the mean square: sqrt(max(1, n_out / n_in)).
+    """The gain with which an isometric convolution keeps the mean square: sqrt(max(1, n_out / n_in)).
 
-    n_in is how many values it reads, and n_out how many it gives, for each position of its smaller grid. A
-    convolution reads the E = C / g * min(kh, sh) * min(kw, sw) values that are its own and gives M / g; a
-    transposed one reads C_in / g and gives C_out / g * sh * sw, gaps between its taps included. An isometry
-    keeps the sum of their squares, so that with n_out > n_in each is smaller by n_in / n_out. Where the
-    layer narrows it is the adjoint of an isometry: its rows have norm 1, and the gain is 1; there the mean
-    square is kept in the mean over semi-orthogonal matrices, and exactly for uncorrelated inputs.
+    n_in and n_out are the numbers of values read and written for each position of the smaller grid. A
+    convolution reads E = C / g * min(kh, sh) * min(kw, sw) values of its own and writes M / g. A transposed
+    one reads C_in / g and writes C_out / g * sh * sw, gaps between its taps included. An isometry keeps the
+    sum of squares, so with n_out > n_in the mean square falls by n_in / n_out. A layer that narrows is the
+    adjoint of an isometry: its rows have norm 1, and its gain is 1. It keeps the mean square on average over
+    semi-orthogonal matrices, and exactly for uncorrelated inputs.
 
-    Upsampling by repetition, "nearest", is the isometry of repeating each pixel s * s times at 1 / s of its
-    value; its gain is sqrt(s * s / 1) = s, so that values are repeated as they are.
+    Upsampling by repetition, "nearest", is the isometry that repeats each pixel s * s times at 1 / s of its
+    value. Its gain is sqrt(s * s / 1) = s, so values are repeated unchanged.
 
     Args:
         weight_shape (sequence of int): (M, C / groups, kh, kw), transposed (C_in, C_out / groups, kh, kw).
@@ -59,17 +59,24 @@ def conv_gain(weight_shape, stride=1, groups=1, transposed=False):
 class _Gained:
     """A layer with a constant `gain` times its weight.
 
-    The gain belongs to the weights: without it they are another function. So it is kept with them in the
-    state dict, but a gain of 1 leaves no trace: layers without gains have the state dicts that they always
-    had.
+    Without the gain the weights compute another function, so the state dict holds both. A gain of 1 is left
+    out: layers without gains keep the state dicts that they always had.
     """
 
     always_saved = False
+    centred = False
 
-    def _init_gain(self, gain):
+    def __init__(self, *args, gain=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"{type(self).__name__} gain must be a finite number above 0, got {gain}")
         self.gain = float(gain)
+
+    @torch.no_grad()
+    def fold_(self, *scale):
+        """Multiply everything that scales `weight` into it for good; `scale` as in ``scaled_weight``."""
+        self.weight.copy_(self.scaled_weight(*scale))
+        self.gain = 1.0
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -89,7 +96,7 @@ class _Gained:
 
 @contextlib.contextmanager
 def gains_in_state_dicts():
-    """Within it a state dict has every gain, also of 1: for code that looks up what a model can load."""
+    """State dicts made within it hold every gain, even 1: for code that asks what a model can load."""
     _Gained.always_saved = True
     try:
         yield
@@ -100,47 +107,39 @@ def gains_in_state_dicts():
 class ScaledLinear(_Gained, nn.Linear):
     """A linear layer with `gain * weight`: (N, in_features) -> (N, out_features).
 
-    As of :class:`ScaledConv2d` it is kept in the state dict.
+    The state dict holds the gain as for :class:`ScaledConv2d`.
 
     Args:
-        args, kwargs: as of ``nn.Linear``. A bias is not scaled.
+        args, kwargs: as in ``nn.Linear``. A bias is not scaled.
         gain (float): the constant.
 
     Attributes:
-        centred (bool): as of :class:`ScaledConv2d`.
+        centred (bool): as in :class:`ScaledConv2d`.
 
     Raises:
         ValueError: a gain that is not a finite number above 0.
     """
 
-    centred = False
-
-    def __init__(self, *args, gain=1.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._init_gain(gain)
+    def scaled_weight(self):
+        """Tensor: what the input is multiplied with, of the shape of `weight`; differentiable."""
+        return self.weight if self.gain == 1 else self.gain * self.weight
 
     def forward(self, x):
-        return F.linear(x, self.weight if self.gain == 1 else self.gain * self.weight, self.bias)
-
-    @torch.no_grad()
-    def fold_(self, scale=None):
-        """Multiply the gain into `weight` for good."""
-        self.weight.mul_(self.gain)
-        self.gain = 1.0
+        return F.linear(x, self.scaled_weight(), self.bias)
 
 
-class _Scaled(_Gained):
+class _ScaledConv(_Gained):
     """What the two convolutions share, see :class:`ScaledConv2d`."""
 
-    def _init_scale(self, gain, metric):
-        self._init_gain(gain)
+    def __init__(self, *args, gain=1.0, metric=False, **kwargs):
+        super().__init__(*args, gain=gain, **kwargs)
         self.register_parameter("metric", nn.Parameter(torch.ones(self.in_channels)) if metric else None)
 
     def scaled_weight(self, scale=None):
         """Tensor: what the input is convolved with, of the shape of `weight`; differentiable.
 
         Args:
-            scale (Tensor or None): one more factor, as of :meth:`forward`.
+            scale (Tensor or None): one more factor, as in :meth:`forward`.
         """
         weight, factors = self.weight, [self.gain] if self.gain != 1 else []
         for tensor in (self.metric, scale):
@@ -159,16 +158,12 @@ class _Scaled(_Gained):
             )
         if self.transposed:
             return factors.view(-1, 1, 1, 1) * weight
-        if self.groups == 1:
-            return factors.view(1, -1, 1, 1) * weight
         by_group = weight.unflatten(0, (self.groups, -1))  # (g, M / g, C / g, kh, kw)
         return (factors.view(self.groups, 1, -1, 1, 1) * by_group).flatten(0, 1)
 
-    @torch.no_grad()
-    def fold_(self, scale=None):
-        """Multiply gain, metric and a scale into `weight` for good; gain is 1 and metric None afterwards."""
-        self.weight.copy_(self.scaled_weight(scale))
-        self.gain, self.metric = 1.0, None
+    def fold_(self, *scale):
+        super().fold_(*scale)
+        self.metric = None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         found = {name for name in ("weight", "metric") if prefix + name in state_dict}
@@ -180,25 +175,25 @@ class _Scaled(_Gained):
         return super().extra_repr() + (", metric=True" if self.metric is not None else "")
 
 
-class ScaledConv2d(_Scaled, nn.Conv2d):
-    """A convolution with `gain * metric * weight`, where `weight` is what is kept near an isometry.
+class ScaledConv2d(_ScaledConv, nn.Conv2d):
+    """A convolution with `gain * metric * weight`, of which `weight` is kept near an isometry.
 
         y = g * sum_c W[:, c] * (m_c x_c),    <A x, A x'> = g^2 <x, x'>_M with M = diag(m)^2
 
-    The latter holds where W is an isometry. Penalty, delta and orthogonal initialisation, singular values
-    and ``isometry_error`` take `weight`, which is the layer without its scale. Its gain is kept in the state
-    dict, as ``gain``, where it is not 1; a state dict with a weight and no gain sets it to 1: weights keep
-    the function that they were trained for.
+    The second equation holds where W is an isometry. The penalty, the delta and orthogonal initialisations,
+    singular values and ``isometry_error`` take `weight`, the layer without its scale. The state dict holds
+    the gain as ``gain`` where it is not 1. A state dict with a weight and no gain sets it to 1, so weights
+    keep the function that they were trained for.
 
     Args:
-        args, kwargs: as of ``nn.Conv2d``. A bias is not scaled.
+        args, kwargs: as in ``nn.Conv2d``. A bias is not scaled.
         gain (float): the constant g = sqrt(c), usually from :func:`conv_gain`.
-        metric (bool): whether each input channel has a factor m_c of its own, learned, 1 at the start.
+        metric (bool): learn a factor m_c for each input channel, 1 at the start.
 
     Attributes:
         metric (Parameter or None): m, (in_channels,).
-        centred (bool): whether training keeps the means of the kernels as they are, see
-            :func:`~iso_d2.engine.build_optimizer`; not kept in the state dict.
+        centred (bool): training keeps the means of the kernels, see
+            :func:`~iso_d2.engine.build_optimizer`. Not in the state dict.
 
     Raises:
         ValueError: a gain that is not a finite number above 0; a scale of the wrong length.
@@ -206,41 +201,23 @@ class ScaledConv2d(_Scaled, nn.Conv2d):
     Source: report, section 7.
     """
 
-    centred = False
-
-    def __init__(self, *args, gain=1.0, metric=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._init_scale(gain, metric)
-
     def forward(self, x, scale=None):
         """(N, C, H, W) -> (N, M, H', W').
 
         Args:
             x (Tensor): the input.
-            scale (Tensor or None): one more factor of the weight, without dimensions or (C,), such as the
-                residual scale of a block: conv(x, s W) keeps no output for the gradient of s, as s *
-                conv(x, W) does.
+            scale (Tensor or None): one more factor of the weight, 0-dim or (C,), such as the residual scale
+                of a block. conv(x, s W) keeps no output for the gradient of s; s * conv(x, W) would.
         """
         return self._conv_forward(x, self.scaled_weight(scale), self.bias)
 
 
-class ScaledConvTranspose2d(_Scaled, nn.ConvTranspose2d):
+class ScaledConvTranspose2d(_ScaledConv, nn.ConvTranspose2d):
     """:class:`ScaledConv2d` for a transposed convolution, (N, C_in, H, W) -> (N, C_out, H', W')."""
 
-    def __init__(self, *args, gain=1.0, metric=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._init_scale(gain, metric)
-
     def forward(self, x, scale=None, output_size=None):
-        """As of :class:`ScaledConv2d`; `output_size` as of ``nn.ConvTranspose2d``."""
+        """As in :class:`ScaledConv2d`; `output_size` as in ``nn.ConvTranspose2d``."""
         axes = (self.stride, self.padding, self.kernel_size, 2, self.dilation)
-        return F.conv_transpose2d(
-            x,
-            self.scaled_weight(scale),
-            self.bias,
-            self.stride,
-            self.padding,
-            self._output_padding(x, output_size, *axes),
-            self.groups,
-            self.dilation,
-        )
+        output_padding = self._output_padding(x, output_size, *axes)
+        options = (self.stride, self.padding, output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, self.scaled_weight(scale), self.bias, *options)

@@ -1,26 +1,26 @@
 """The singular values of a convolution as a linear operator on a circular grid.
 
-After Sedghi, Gupta, Long, "The Singular Values of Convolutional Layers", ICLR 2019, https://arxiv.org/abs/1805.10408.
-What differs: stride (by polyphase components), groups and kernels larger than the grid.
+After Sedghi, Gupta, Long, "The Singular Values of Convolutional Layers", ICLR 2019,
+https://arxiv.org/abs/1805.10408. What differs: stride (by polyphase components), groups and kernels larger
+than the grid.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 
-from ._conv import check_weight, per_axis, polyphase, split_groups
+from ._conv import check_weight, cut_to_tiles, per_axis, polyphase, stack_kernels
 
 
 @torch.no_grad()
 def conv_singular_values(weight, input_size, stride=1, groups=1):
     """All singular values of the strided circular convolution.
 
-    They are those of the dense (M * H/s * W/s, C * H * W) matrix, min(rows, columns) of them. Padding only
-    shifts a circular grid, so it changes none; kernels larger than the grid wrap around.
+    They are the min(rows, columns) singular values of the dense (M * H/s * W/s, C * H * W) matrix. Padding
+    only shifts a circular grid, so it changes none. Kernels larger than the grid wrap around.
 
     Args:
-        weight (Tensor): (M, C / groups, kh, kw); float64 is worked with in float64, all else in float32.
+        weight (Tensor): (M, C / groups, kh, kw); computed in float64 if it is float64, else in float32.
         input_size (int or (int, int)): H, W in pixels, divisible by the stride.
         stride (int or (int, int)): of the convolution.
         groups (int): of the convolution.
@@ -35,9 +35,8 @@ def conv_singular_values(weight, input_size, stride=1, groups=1):
     size, stride = per_axis("input_size", input_size, 2), per_axis("stride", stride, 2)
     if any(n % s for n, s in zip(size, stride, strict=True)):
         raise ValueError(f"input_size must be divisible by the stride {stride}, got {size}")
-    kernels = split_groups(weight[None], groups)
-    kernels = kernels.to(torch.promote_types(kernels.dtype, torch.float32))
-    phases = polyphase(_wrap(kernels, size), stride)  # (g, M / g, C / g * sh * sw, H / sh, W / sw)
+    on_grid = cut_to_tiles(stack_kernels([weight], groups), size).sum((3, 5))  # (g, M / g, C / g, H, W)
+    phases = polyphase(on_grid, stride)  # (g, M / g, C / g * sh * sw, H / sh, W / sw)
     matrices = torch.fft.rfft2(phases).permute(0, 3, 4, 1, 2)
     values = torch.linalg.svdvals(matrices)
     # rfft2 leaves out the columns that are complex conjugates of the columns 1, 2, ...
@@ -48,15 +47,15 @@ def conv_singular_values(weight, input_size, stride=1, groups=1):
 def isometry_error(weight, input_size, stride=1, groups=1):
     """How far the convolution is from an isometry: max |sigma - 1|.
 
-    Over the singular values of the side that can be an isometry, min(M, E) for each output position: its M
-    outputs, or the E = C min(kh, sh) min(kw, sw) inputs that are its own. Pixels that a stride beyond the
-    kernel size skips (three of four at 1x1, stride 2) have a singular value 0 whatever the weight is, and are
-    not counted.
+    Only the side that can be an isometry counts: for each output position the min(M, E) largest values, of
+    its M outputs and the E = C min(kh, sh) min(kw, sw) inputs that are its own. Pixels that a stride larger
+    than the kernel skips (three of four at 1x1, stride 2) have a singular value 0 for any weight, and do not
+    count.
 
     Args: as for `conv_singular_values`.
 
     Returns:
-        Tensor: without dimensions; 0 where the operator, or its adjoint, preserves every norm.
+        Tensor: 0-dim; 0 where the operator, or its adjoint, preserves every norm.
 
     Raises:
         ValueError: as for `conv_singular_values`.
@@ -67,10 +66,3 @@ def isometry_error(weight, input_size, stride=1, groups=1):
     pixels_read = in_channels * math.prod(min(k, s) for k, s in zip(weight.shape[2:], stride, strict=True))
     positions = math.prod(n // s for n, s in zip(size, stride, strict=True))
     return (values[: min(weight.shape[0], pixels_read) * positions] - 1).abs().max()
-
-
-def _wrap(kernels, size):
-    """(g, M, C, kh, kw) -> (g, M, C, H, W): each tap on its pixel of the circular grid."""
-    (kh, kw), (height, width) = kernels.shape[-2:], size
-    kernels = F.pad(kernels, (0, -kw % width, 0, -kh % height))
-    return kernels.unflatten(4, (-1, width)).unflatten(3, (-1, height)).sum((3, 5))

@@ -1,11 +1,12 @@
 """A first convolution that is an isometry in the metric of the images' own covariance.
 
-Project report, section 7: <A x, A x'> = <x, x'>_M, here with M the inverse of the patches' second moments, so
-that the principal components of a patch, which differ in size by orders of magnitude, come out alike. Patch
+Project report, section 7: <A x, A x'> = <x, x'>_M. Here M is the inverse of the patches' second moments. So
+the principal components of a patch, whose sizes differ by orders of magnitude, all get the same size. Patch
 whitening: Coates, Lee, Ng, AISTATS 2011, section 3.1.2; as a fixed first convolution: Jordan, 2024,
 https://arxiv.org/abs/2404.00498, section 3.2.
 """
 
+import logging
 import math
 
 import torch
@@ -13,23 +14,25 @@ from torch.nn import functional as F
 
 from ._conv import check_weight, per_axis
 
-# Of an image at most about so many patches are looked at
+# About the most patches that are read from one image
 MOST_PATCHES = 4096
+
+logger = logging.getLogger(__name__)
 
 
 def patch_moments(images, kernel_size, stride=1, dilation=1):
     """The second moments of the patches that a convolution without padding reads.
 
-    Patches that are 0 throughout do not count: images of different sizes are padded with them. Of an image
-    with more than 4096 patches every second is taken on each axis, or every third, and so on.
+    Patches of zeros do not count, since images of different sizes are padded with zeros. If an image has more
+    than 4096 patches, only every second, third, ... along each axis is read.
 
     Args:
         images (Tensor): (N, C, H, W), any floating dtype.
         kernel_size, stride, dilation (int or (int, int)): of the convolution.
 
     Returns:
-        tuple: Tensor (E, E) of float64 on the CPU with E = C * kh * kw, the sum of p p^T over the patches p,
-        in the order of a weight's (C, kh, kw); and int, the number of patches.
+        tuple: the sum of p p^T over the patches p, float64 on the CPU, (E, E) with E = C * kh * kw in the
+        order of a weight's (C, kh, kw); and the number of patches, an int.
 
     Raises:
         ValueError: images of another rank, or smaller than the kernel.
@@ -63,19 +66,19 @@ def whiten_(weight, moments, eps=0.01, generator=None):
     """Set a convolution weight to whiten patches, in place.
 
     With the second moments S = U diag(l) U^T of the patches, l_1 >= l_2 >= ..., the M outputs are the first M
-    principal components at the same size,
+    principal components, scaled to the same size,
 
-        W = diag(l_i + eps * l)^(-1/2) U^T,    l the mean of all l_i,
+        W = diag(l_i + eps * l)^(-1/2) U^T,    l the mean of all l_i.
 
-    each of mean square l_i / (l_i + eps * l), just below 1 unless the component is noise, and uncorrelated.
-    With M > E = C * kh * kw the E components are spread over all outputs by a random isometry. Up to eps,
-    <W p, W p'> = <p, p'>_{S^-1} on what is kept.
+    They are uncorrelated. Each has the mean square l_i / (l_i + eps * l), just below 1 unless it is noise. A
+    warning says how many outputs are near 0, as with grey images. If M > E = C * kh * kw, a random isometry
+    spreads the E components over all outputs. Up to eps, <W p, W p'> = <p, p'>_{S^-1} on the kept components.
 
     Args:
         weight (Tensor): (M, C, kh, kw).
         moments (Tensor): S, (E, E), such as the sum of :func:`patch_moments` divided by its count.
-        eps (float): what counts as noise, above 0, as a share of the patches' mean square.
-        generator (torch.Generator or None): for M > E; None: PyTorch's own.
+        eps (float): the noise level, above 0, as a share of the patches' mean square.
+        generator (torch.Generator or None): for M > E; None: PyTorch's default.
 
     Returns:
         Tensor: `weight`.
@@ -85,7 +88,7 @@ def whiten_(weight, moments, eps=0.01, generator=None):
     """
     check_weight(weight)
     if not eps > 0:
-        raise ValueError(f"whiten_ needs eps above 0, or noise would have weights without a bound, got {eps}")
+        raise ValueError(f"whiten_ needs eps above 0, or noise would get weights without bound, got {eps}")
     size = weight[0].numel()
     if moments.shape != (size, size):
         raise ValueError(
@@ -98,6 +101,13 @@ def whiten_(weight, moments, eps=0.01, generator=None):
         raise ValueError("the patches' second moments are not finite, or all 0: look at the images")
     values, vectors = torch.linalg.eigh(moments)
     components = (vectors / (values.clamp(min=0) + eps * mean).sqrt()).T.flip(0)[: len(weight)]
+    # a hundredth of the noise level: an output whose mean square is below 1 %
+    empty = int((values.flip(0)[: len(weight)] < 0.01 * eps * mean).sum())
+    if empty and len(weight) <= size:
+        logger.warning(
+            "%d of the %d whitened channels are near 0, since the images have nothing there: are they grey?",
+            *(empty, len(weight)),
+        )
     if len(weight) > size:
         spread = torch.empty(len(weight), size, dtype=torch.float64)
         components = torch.nn.init.orthogonal_(spread, generator=generator).to(components) @ components

@@ -1,7 +1,7 @@
-"""Registered backbone builders: thin shells that read a Detectron2 config and build over ISONet.
+"""Registered backbone builders: they read a Detectron2 config and build an ISONet, with an FPN or without.
 
-A config without iso_d2's keys is taken as one with their defaults, so a stock Detectron2 config needs
-no more than ``MODEL.BACKBONE.NAME``.
+A config without iso_d2's keys gets their defaults, so a stock Detectron2 config needs only
+``MODEL.BACKBONE.NAME``.
 """
 
 import logging
@@ -15,6 +15,9 @@ from torch import nn
 from ..config import add_iso_config
 from .isonet import ISONet
 
+# Keys of MODEL.ISONET that are read elsewhere; all others are arguments of ISONet
+OTHER_KEYS = ("OUT_FEATURES", "CHECKPOINT_STAGES", "DELTA_INIT")
+
 
 def with_iso_config(cfg):
     """The config itself, or a copy with iso_d2's defaults if it has none of its keys."""
@@ -23,26 +26,6 @@ def with_iso_config(cfg):
         cfg.defrost()
         add_iso_config(cfg)
     return cfg
-
-
-def isonet_config(cfg):
-    """The node ``cfg.MODEL.ISONET``, with the defaults if the config has none."""
-    return with_iso_config(cfg).MODEL.ISONET
-
-
-def isonet_options(node):
-    """The keyword arguments of :class:`ISONet` from ``MODEL.ISONET`` that concern every block."""
-    return {
-        "srelu_init": node.SRELU_INIT,
-        "srelu_learnable": node.SRELU_LEARNABLE,
-        "scale_init": node.SCALE_INIT,
-        "channel_scales": node.CHANNEL_SCALES,
-        "signal": node.SIGNAL,
-        "init": node.INIT,
-        "metric": node.METRIC,
-        "srelu_gain": node.SRELU_GAIN,
-        "centred": node.CENTRED,
-    }
 
 
 def _build_isonet(cfg, input_shape, out_features):
@@ -56,31 +39,25 @@ def _build_isonet(cfg, input_shape, out_features):
             freeze_at,
         )
     in_head = {"res5"} if cfg.MODEL.ROI_HEADS.NAME == "ISORes5ROIHeads" else set()
-    checkpointed = [name for name in node.CHECKPOINT_STAGES if name not in in_head]
     net = ISONet(
-        node.DEPTH,
-        node.RESIDUAL,
         in_channels=input_shape.channels,
-        stem=node.STEM,
         out_features=out_features,
         num_classes=classifier.NUM_CLASSES if "linear" in out_features else None,
         dropout=classifier.DROPOUT,
         freeze_at=freeze_at,
-        res5_dilation=node.RES5_DILATION,
-        checkpoint_stages=checkpointed,
-        whiten=node.WHITEN,
-        **isonet_options(node),
+        checkpoint_stages=[name for name in node.CHECKPOINT_STAGES if name not in in_head],
+        **{key.lower(): value for key, value in node.items() if key not in OTHER_KEYS},
     )
     return net if node.DELTA_INIT else without_delta(net)
 
 
 def without_delta(net):
-    """Give a net's convolutions the start of Detectron2's ResNets, Kaiming normal by fan-out.
+    """Initialise convolutions like Detectron2's ResNets, Kaiming normal by fan-out, in place.
 
-    All of them, in place, but the 7x7 stem, which does not start as a delta kernel anyway.
+    A 7x7 stem stays as it is, since it does not start as a delta kernel anyway.
 
     Args:
-        net (nn.Module): an ISONet.
+        net (nn.Module): an ISONet or a stage of one.
 
     Returns:
         nn.Module: the net itself.
@@ -120,7 +97,7 @@ def build_isonet_backbone(cfg, input_shape: ShapeSpec):
     Returns:
         ISONet
     """
-    return _build_isonet(cfg, input_shape, list(isonet_config(cfg).OUT_FEATURES))
+    return _build_isonet(cfg, input_shape, list(with_iso_config(cfg).MODEL.ISONET.OUT_FEATURES))
 
 
 @BACKBONE_REGISTRY.register()

@@ -12,7 +12,7 @@ from detectron2.layers import CNNBlockBase
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..isometry import ScaledConv2d, SharedScale, SReLU
+from ..isometry import ScaledConv2d, SharedScale
 from .signal import PAPER
 
 logger = logging.getLogger(__name__)
@@ -26,50 +26,33 @@ class Stem(CNNBlockBase):
     Args:
         in_channels (int): channels of the image.
         out_channels (int): width.
-        kind (str): "imagenet", a 7x7 convolution of stride 2 and 3x3 max-pooling of stride 2 (stride 4 in
-            all), or "cifar", a 3x3 convolution of stride 1. With the paper's signal the former has PyTorch's
-            default initialisation.
-        srelu_init (float): start of the SReLU thresholds.
-        srelu_learnable (bool): whether the thresholds are learned.
+        kind (str): "imagenet": a 7x7 convolution of stride 2 and 3x3 max-pooling of stride 2 (stride 4 in
+            all). With the paper's signal it has PyTorch's default initialisation. "cifar": a 3x3 convolution
+            of stride 1.
         signal (Signal): how the convolution starts.
-        whiten (bool): the convolution is not trained; :class:`~iso_d2.engine.WhiteningHook` makes it whiten
-            the images before the first step. A warning comes at a first step without it.
+        whiten (bool): the convolution is not trained. :class:`~iso_d2.engine.WhiteningHook` sets it to whiten
+            the images before the first step; a first step without that gives a warning.
     """
 
-    # Whether the convolution has its weight from WhiteningHook or a state dict; a warning has said that not
+    # is_set: the convolution has its weight from WhiteningHook or a state dict; warned: a warning was given
     is_set = warned = False
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kind,
-        srelu_init=-1.0,
-        srelu_learnable=True,
-        signal=PAPER,
-        whiten=False,
-    ):
+    def __init__(self, in_channels, out_channels, kind, signal=PAPER, whiten=False):
         imagenet = kind == "imagenet"
         super().__init__(in_channels, out_channels, 4 if imagenet else 1)
-        if imagenet:
-            self.conv = signal.conv(in_channels, out_channels, 7, 2, reads_srelu=False)
-            if not signal.scaled:
-                self.conv.reset_parameters()
-            self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        else:
-            self.conv = signal.conv(in_channels, out_channels, 3, reads_srelu=False)
-            self.pool = nn.Identity()
+        kernel_size, stride = (7, 2) if imagenet else (3, 1)
+        self.conv = signal.conv(in_channels, out_channels, kernel_size, stride, reads_srelu=False)
+        if imagenet and not signal.scaled:
+            self.conv.reset_parameters()
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
         self.whiten = whiten
         for parameter in self.conv.parameters():
             parameter.requires_grad_(not whiten)
-        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
+        self.srelu = signal.srelu(out_channels)
 
     def forward(self, x):
-        if (
-            self.whiten
-            and self.training
-            and not (self.is_set or self.warned or torch.compiler.is_compiling())
-        ):
+        is_missing = self.whiten and self.training and not (self.is_set or self.warned)
+        if is_missing and not torch.compiler.is_compiling():
             self.warned = True
             logger.warning(
                 "The stem is to whiten the images and is not trained, but it is as it was drawn at random: "
@@ -87,23 +70,22 @@ class IsoBlock(CNNBlockBase):
 
     (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)
 
-    The branch f is 3x3, SReLU, 3x3, or with a bottleneck 1x1, SReLU, 3x3, SReLU, 1x1; the stride
-    sits on the first 3x3. Where the shape changes, a 1x1 convolution projects x in the residual
-    form. At the start a residual block without projection is exactly ``max(x, b)``.
+    The branch f is 3x3, SReLU, 3x3, or with a bottleneck 1x1, SReLU, 3x3, SReLU, 1x1. The stride sits on the
+    first 3x3. Where the shape changes, a 1x1 convolution projects x in the residual form. At the start a
+    residual block without projection is exactly ``max(x, b)``.
 
     Args:
         in_channels (int): width of the input.
         out_channels (int): width of the output.
         stride (int): stride of the block.
         residual (bool): R-ISONet's form with a skip connection and one learnable scale s.
-        bottleneck_channels (int or None): width of the 3x3 convolution between two 1x1; None for
-            the basic block.
+        bottleneck_channels (int or None): width of the 3x3 convolution between two 1x1; None: the basic
+        block.
         dilation (int): dilation of the 3x3 convolutions.
-        srelu_init (float): start of the SReLU thresholds b.
-        srelu_learnable (bool): whether the thresholds are learned.
         scale_init (float): start of s.
-        channel_scales (bool): a scale for each input channel of the branch's last convolution, not one.
-        signal (Signal): how the convolutions start, and their gains.
+        channel_scales (bool): a scale for each input channel of the branch's last convolution, not one for
+        all.
+        signal (Signal): how the convolutions start, their gains, and the SReLU thresholds.
 
     Source: paper, Sections 3 and 4.1; report, Section 3.
     """
@@ -116,8 +98,6 @@ class IsoBlock(CNNBlockBase):
         residual,
         bottleneck_channels=None,
         dilation=1,
-        srelu_init=-1.0,
-        srelu_learnable=True,
         scale_init=0.0,
         channel_scales=False,
         signal=PAPER,
@@ -138,9 +118,7 @@ class IsoBlock(CNNBlockBase):
         for i, conv in enumerate(convs, start=1):
             branch[f"conv{i}"] = conv
             if i < len(convs):
-                branch[f"srelu{i}"] = SReLU(
-                    conv.out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True
-                )
+                branch[f"srelu{i}"] = signal.srelu(conv.out_channels)
         self.branch = nn.Sequential(branch)
         self.residual = residual
         self.scale = None
@@ -148,8 +126,8 @@ class IsoBlock(CNNBlockBase):
             self.scale = SharedScale(scale_init, convs[-1].in_channels if channel_scales else None)
         projects = residual and (in_channels != out_channels or stride != 1)
         self.shortcut = signal.conv(in_channels, out_channels, 1, stride) if projects else None
-        # in place of the branch's output, never of the shortcut, which may be the input of the block
-        self.srelu = SReLU(out_channels, init=srelu_init, learnable=srelu_learnable, inplace=True)
+        # overwrites the branch's output, never the shortcut, which may be the input of the block
+        self.srelu = signal.srelu(out_channels)
 
     def forward(self, x):
         if not self.residual:
@@ -161,19 +139,18 @@ class IsoBlock(CNNBlockBase):
         for module in inner:
             x = module(x)
         if isinstance(last, ScaledConv2d):
-            # s in the weight: s * f(x) would keep f(x) for the gradient of s
+            # s scales the weight: s * f(x) would keep f(x) for the gradient of s
             return self.srelu(last(x, self.scale.scale), shortcut)
         x = self.scale(last(x)) if self.scale.scale.dim() == 0 else last(self.scale(x))
         return self.srelu(x, shortcut)
 
 
 class IsoStage(nn.Sequential):
-    """Blocks one after the other; when `checkpointed`, training keeps nothing but their input.
+    """Blocks one after the other; when `checkpointed`, training keeps only their input.
 
     Args:
         blocks (nn.Module): in their order.
-        checkpointed (bool): compute what is between again in backward: less memory for one more forward
-            pass.
+        checkpointed (bool): compute everything else again in backward: less memory for one more forward pass.
     """
 
     def __init__(self, *blocks, checkpointed=False):
@@ -188,44 +165,26 @@ class IsoStage(nn.Sequential):
 
 
 def make_iso_stage(
-    num_blocks,
-    in_channels,
-    out_channels,
-    first_stride,
-    residual,
-    bottleneck=False,
-    dilation=1,
-    checkpointed=False,
-    **block_args,
+    layout, index, residual, signal, scale_init=None, channel_scales=False, dilation=1, checkpointed=False
 ):
-    """A stage: `num_blocks` blocks, of which the first changes width and size.
+    """Stage number `index` (res2 is 0) of a layout; its first block changes width and size.
 
     Args:
-        num_blocks (int): how many blocks.
-        in_channels (int): width of the input.
-        out_channels (int): width of every block's output.
-        first_stride (int): stride of the first block.
-        residual (bool): as in :class:`IsoBlock`.
-        bottleneck (bool): bottleneck blocks, a quarter of `out_channels` wide, or basic ones.
-        dilation (int): dilation of the 3x3 convolutions of every block.
+        layout (Layout): see :func:`~iso_d2.modeling.isonet.isonet_layout`.
+        index (int): which of its stages.
+        residual, signal, channel_scales: as in :class:`IsoBlock`.
+        scale_init (float or None): as in IsoBlock; None: as the signal says.
+        dilation (int): of the 3x3 convolutions of every block; above 1 the stage keeps the size.
         checkpointed (bool): as in :class:`IsoStage`.
-        block_args: srelu_init, srelu_learnable, scale_init, channel_scales, signal of :class:`IsoBlock`.
 
     Returns:
         IsoStage: of :class:`IsoBlock`.
     """
-    return IsoStage(
-        *(
-            IsoBlock(
-                in_channels if i == 0 else out_channels,
-                out_channels,
-                first_stride if i == 0 else 1,
-                residual,
-                bottleneck_channels=out_channels // 4 if bottleneck else None,
-                dilation=dilation,
-                **block_args,
-            )
-            for i in range(num_blocks)
-        ),
-        checkpointed=checkpointed,
-    )
+    if scale_init is None:
+        scale_init = signal.residual_scale(sum(layout.blocks))
+    inputs, outputs = (layout.stem_channels, *layout.channels)[index : index + 2]
+    neck = outputs // 4 if layout.bottleneck else None
+    shapes = [(inputs, outputs, 2 if index > 0 and dilation == 1 else 1)]
+    shapes += [(outputs, outputs, 1)] * (layout.blocks[index] - 1)
+    options = (residual, neck, dilation, scale_init, channel_scales, signal)
+    return IsoStage(*(IsoBlock(*shape, *options) for shape in shapes), checkpointed=checkpointed)

@@ -27,7 +27,7 @@ class Layout:
     stem_channels: int = 64
 
 
-# Side in pixels of the images that a stem is made for
+# Side in pixels of the images that a stem is for
 IMAGE_SIZE = {"cifar": 32, "imagenet": 224}
 LAYOUTS = {
     18: Layout((2, 2, 2, 2), (64, 128, 256, 512)),
@@ -56,62 +56,14 @@ def isonet_layout(depth, stem="imagenet"):
     )
 
 
-def residual_scale(layout, signal, scale_init=None):
-    """Where the residual scales of a net start.
-
-    Args:
-        layout (Layout): its `blocks` are counted.
-        signal (Signal): of the net.
-        scale_init (float or None): None: 0 with the paper's signal. With "scaled" 1 / sqrt(blocks): branches
-            that do not depend on each other then add up to the size of their sum's first term.
-
-    Returns:
-        float
-
-    Source: ReZero (Bachlechner et al., 2020, https://arxiv.org/abs/2003.04887, eq. (4)) and the paper for 0;
-    SkipInit (De, Smith, 2020, https://arxiv.org/abs/2002.10444, section 4) for 1 / sqrt(blocks).
-    """
-    if scale_init is not None:
-        return scale_init
-    return 1 / math.sqrt(sum(layout.blocks)) if signal.scaled else 0.0
-
-
-def iso_block_args(
-    layout,
-    srelu_init=-1.0,
-    srelu_learnable=True,
-    scale_init=None,
-    channel_scales=False,
-    signal="paper",
-    init=None,
-    metric=False,
-    srelu_gain=False,
-    centred=None,
-):
-    """What every block of a net takes, from the arguments of the same names of :class:`ISONet`.
-
-    Returns:
-        dict: keyword arguments of :class:`~iso_d2.modeling.blocks.IsoBlock`.
-    """
-    centred = signal == "scaled" if centred is None else centred
-    signal = Signal(signal, init, metric, srelu_init if srelu_gain else None, centred)
-    return {
-        "srelu_init": srelu_init,
-        "srelu_learnable": srelu_learnable,
-        "scale_init": residual_scale(layout, signal, scale_init),
-        "channel_scales": channel_scales,
-        "signal": signal,
-    }
-
-
 class ISONet(Backbone):
     """ISONet (``residual=False``) or R-ISONet (``residual=True``) as a Detectron2 backbone.
 
-    Only the stages that some output feature needs are built. No normalization layer, no bias on any
-    convolution. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta kernel. With
-    ``signal="scaled"`` each starts as a random isometry and has the gain that keeps the mean square of its
-    values, see :class:`~iso_d2.modeling.signal.Signal`; and the linear layer has one, too, for the average
-    over all pixels of images of 32x32 ("cifar" stem) or 224x224 ("imagenet").
+    It builds only the stages that some output feature needs. There is no normalization layer, and no
+    convolution has a bias. With ``signal="paper"`` every convolution but the 7x7 stem starts as a delta
+    kernel. With ``signal="scaled"`` each starts as a random isometry with the gain that keeps the mean square
+    of its values, see :class:`~iso_d2.modeling.signal.Signal`. The linear layer has a gain, too, which makes
+    up for the average over all pixels of images of 32x32 ("cifar" stem) or 224x224 ("imagenet").
 
     Args:
         depth (int): 18, 34 (basic blocks), 50, 101, 152 (bottleneck blocks), all of four stages and
@@ -122,28 +74,24 @@ class ISONet(Backbone):
         out_features (sequence of str or None): of "stem", "res2", "res3", "res4", "res5", "linear".
             None: "linear" if `num_classes` is given, else the last stage.
         num_classes (int or None): width of "linear": global average pooling, dropout, linear layer.
-        srelu_init (float): start of the SReLU thresholds.
-        srelu_learnable (bool): whether the thresholds are learned.
-        scale_init (float or None): start of the residual scales; None: see :func:`residual_scale`.
+        scale_init (float or None): start of the residual scales; None: as the signal says, see
+            :meth:`~iso_d2.modeling.signal.Signal.residual_scale`.
         dropout (float): probability of dropout before the linear layer.
         freeze_at (int): as in :meth:`freeze`.
         res5_dilation (int): 2 keeps res5 at the stride of res4 with dilated kernels (DC5).
-        checkpoint_stages (sequence of str): stages of which training keeps nothing but the input and
-            computes the rest again in backward: less memory for one more forward pass of theirs.
-        signal (str): "paper" or "scaled".
-        init (str or None): "delta", "orthogonal" or "random", see :class:`~iso_d2.modeling.signal.Signal`;
-            None: as the signal says. A 7x7 stem with the paper's signal has PyTorch's own in any case.
-        metric (bool): every convolution learns a factor for each of its input channels.
-        srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
+        checkpoint_stages (sequence of str): stages of which training keeps only the input and computes the
+            rest again in backward: less memory for one more forward pass of these stages.
+        signal, init (str): kind and start of the :class:`~iso_d2.modeling.signal.Signal`. A 7x7 stem with the
+            paper's signal always has PyTorch's default.
+        srelu_init, srelu_learnable, metric, srelu_gain, centred: of the signal; `centred` concerns the linear
+            layer, too.
         channel_scales (bool): a residual scale for each input channel of a branch's last convolution.
-        centred (bool or None): the blocks' kernels of more than one tap and the linear layer keep the mean
-            0, see :class:`~iso_d2.modeling.signal.Signal`; None: with "scaled".
         whiten (bool or None): the stem's convolution whitens the images, see
             :class:`~iso_d2.modeling.blocks.Stem`; None: with "scaled".
 
     Raises:
         ValueError: unknown depth, stem, feature or stage; `num_classes` and "linear" not given together; a
-            stage to be checkpointed that no output needs.
+            checkpointed stage that no output needs; `centred` or `whiten` neither None nor a bool.
 
     Source: paper, Sections 3 and 4; report, Section 3.
     """
@@ -173,27 +121,13 @@ class ISONet(Backbone):
     ):
         super().__init__()
         layout = isonet_layout(depth, stem)
-        block_args = iso_block_args(
-            layout,
-            srelu_init,
-            srelu_learnable,
-            scale_init,
-            channel_scales,
-            signal,
-            init,
-            metric,
-            srelu_gain,
-            centred,
-        )
-        signal = block_args["signal"]
-        whiten = signal.scaled if whiten is None else whiten
+        signal = Signal(signal, init, metric, srelu_gain, centred, srelu_init, srelu_learnable)
+        whiten = signal.unless_given("whiten", whiten)
         stages = [f"res{i + 2}" for i in range(len(layout.blocks))]
         self._out_features = self._check_features(out_features, num_classes, stages)
         if res5_dilation not in (1, 2):
             raise ValueError(f"ISONet res5_dilation must be 1 or 2, got {res5_dilation}")
-        self.stem = Stem(in_channels, layout.stem_channels, stem, srelu_init, srelu_learnable, signal, whiten)
-        channels, stride = self.stem.out_channels, self.stem.stride
-        shapes = {"stem": ShapeSpec(channels=channels, stride=stride)}
+        self.stem = Stem(in_channels, layout.stem_channels, stem, signal, whiten)
         self.stage_names = stages
         if "linear" not in self._out_features:
             used = [i for i, name in enumerate(stages) if name in self._out_features]
@@ -203,31 +137,25 @@ class ISONet(Backbone):
                 f"ISONet checkpoint_stages must be some of {', '.join(self.stage_names) or 'none'}, which "
                 f"out_features {', '.join(self._out_features)} need, got {', '.join(checkpoint_stages)}"
             )
+        shapes = {"stem": ShapeSpec(channels=layout.stem_channels, stride=self.stem.stride)}
+        stride = self.stem.stride
         for i, name in enumerate(self.stage_names):
             dilation = res5_dilation if name == "res5" else 1
-            first_stride = 1 if i == 0 or dilation > 1 else 2
+            checkpointed = name in checkpoint_stages
             stage = make_iso_stage(
-                layout.blocks[i],
-                channels,
-                layout.channels[i],
-                first_stride,
-                residual,
-                bottleneck=layout.bottleneck,
-                dilation=dilation,
-                checkpointed=name in checkpoint_stages,
-                **block_args,
+                layout, i, residual, signal, scale_init, channel_scales, dilation, checkpointed
             )
             self.add_module(name, stage)
-            channels, stride = layout.channels[i], stride * first_stride
-            shapes[name] = ShapeSpec(channels=channels, stride=stride)
+            stride *= stage[0].stride
+            shapes[name] = ShapeSpec(channels=layout.channels[i], stride=stride)
         if "linear" in self._out_features:
             self.avgpool = nn.AdaptiveAvgPool2d(1)
             self.dropout = nn.Dropout(dropout)
-            # An average over n = (size / stride)^2 pixels leaves 1 / n of the mean square of values that do
-            # not depend on each other. A residual net's sums have made it larger before: n^(1/4) is enough.
+            # An average over n = (size / stride)^2 pixels leaves 1 / n of the mean square of uncorrelated
+            # values. The sums of a residual net have made it larger before, so n^(1/4) is enough there.
             side = IMAGE_SIZE[stem] / stride if signal.scaled else 1.0
             gain = math.sqrt(side) if residual else side
-            self.linear = ScaledLinear(channels, num_classes, gain=gain)
+            self.linear = ScaledLinear(layout.channels[-1], num_classes, gain=gain)
             if signal.centred:
                 centre_(self.linear.weight)
                 self.linear.centred = True

@@ -1,9 +1,9 @@
 """Checkpoints of the ISONet authors' code, to this package's layout and back.
 
 https://github.com/HaozhiQi/ISONet saves ``{"net": state dict, "optim": ..., "epoch": ..., ...}``, the
-state dict of a net in DataParallel. By the names that both layouts have for a parameter:
+state dict of a net in DataParallel. The names of a parameter in both layouts:
 
-    authors                       here                           shape there, if another
+    authors                       here                           shape there, if different
     stem.conv.weight              stem.conv.weight
     stem.relu.srelu_bias          stem.srelu.threshold           (1, C, 1, 1), here (C,)
     s1.b1.f.a.weight              res2.0.branch.conv1.weight
@@ -38,7 +38,7 @@ PREFIX = re.compile(r"^(module\.)?(backbone\.)?")
 
 @dataclass(frozen=True)
 class Variant:
-    """Which net a state dict is of."""
+    """The kind of net that a state dict is of."""
 
     depth: int
     residual: bool
@@ -51,7 +51,7 @@ class Variant:
 
 
 def read_checkpoint(path):
-    """The content of a checkpoint file; nothing in it is executed.
+    """The content of a checkpoint file, read without executing anything in it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -79,12 +79,12 @@ def to_isonet(checkpoint):
             or ``{"model": state dict}`` of an ISONet or of an ImageClassifier over one.
 
     Returns:
-        tuple: the state dict (dict[str, Tensor], names as in :class:`ISONet`, no prefix), and the
-        :class:`Variant` that was recognised.
+        tuple[dict[str, Tensor], Variant]: the state dict with the names of :class:`ISONet`, without prefix,
+        and what it is of.
 
     Raises:
-        ValueError: it is no ISONet's: every parameter that is missing, has another shape or has no
-            place is named.
+        ValueError: it is not of an ISONet; the message names every parameter that is missing, has another
+            shape or has no place.
     """
     scales = {}
     if "model" in checkpoint:
@@ -93,7 +93,7 @@ def to_isonet(checkpoint):
     else:
         state = _without_prefix(checkpoint.get("net", checkpoint))
     variant = recognize(state)
-    # Only names and shapes are wanted: on the meta device nothing is allocated.
+    # only for names and shapes: nothing is allocated on the meta device
     with torch.device("meta"):
         net = ISONet(variant.depth, variant.residual, stem=variant.stem, num_classes=variant.num_classes)
     places = {_authors_name(name): (name, tensor) for name, tensor in net.state_dict().items()}
@@ -111,9 +111,9 @@ def to_isonet(checkpoint):
 
 
 def to_authors(checkpoint):
-    """The way back: a state dict in the authors' layout, without "module.".
+    """The reverse: a state dict in the authors' layout, without "module.".
 
-    Gains and metrics, which that layout does not have, are multiplied into the weights.
+    That layout has no gains and metrics, so they are multiplied into the weights.
 
     Args:
         checkpoint (dict): ``{"model": state dict}`` of an ISONet or of an ImageClassifier over one.
@@ -122,7 +122,7 @@ def to_authors(checkpoint):
         dict[str, Tensor]
 
     Raises:
-        ValueError: it has parameters that the authors' layout has no name for; they are named.
+        ValueError: the authors' layout has no name for some parameters; the message names them.
     """
     state, scales = _split_scales(_without_prefix(checkpoint.get("model")))
     for name, scale in scales.items():
@@ -153,17 +153,7 @@ def _with_authors_names(state):
 
 
 def recognize(state):
-    """Family, depth, stem and classes of a state dict in the authors' layout.
-
-    Args:
-        state (dict[str, Tensor]): without "module.".
-
-    Returns:
-        Variant
-
-    Raises:
-        ValueError: it is no ISONet's, or of a depth that ISONet does not have.
-    """
+    """The Variant of a state dict in the authors' layout, without "module."; ValueError if there is none."""
     stem, head = state.get("stem.conv.weight"), state.get("head.fc.weight")
     if stem is None or head is None or stem.ndim != 4 or head.ndim != 2:
         raise ValueError(
@@ -184,8 +174,7 @@ def recognize(state):
             return Variant(depth, residual, kind, len(head))
     raise ValueError(
         f"Stages of {counts} {'bottleneck' if bottleneck else 'basic'} blocks with the {kind} stem are of no "
-        f"known depth; known are {', '.join(map(str, LAYOUTS))}, and 6n+2 with three stages and the cifar "
-        "stem"
+        f"known depth: {', '.join(map(str, LAYOUTS))}, or 6n+2 with three stages and the cifar stem"
     )
 
 

@@ -1,8 +1,8 @@
 """Losses of semantic segmentation.
 
-The report's Dice and IoU are taken for each image, and then their mean. What differs: `smooth`, called eps
-below. Without it the Dice loss of an image without foreground is 1 whatever the prediction is, so that
-nothing is learned from it, or 0 / 0.
+As in the report, Dice and IoU are computed for each image and then averaged. What differs: `smooth`, called
+eps below. Without it the Dice loss of an image without foreground is 1 for any prediction, so that nothing is
+learned from it, or 0 / 0.
 
 Source: report, section 5.1.
 """
@@ -15,7 +15,7 @@ LOSSES = ("dice", "iou", "bce", "dice_bce", "cross_entropy")
 
 
 def check_loss(loss, num_classes):
-    """Raise ValueError unless `segmentation_losses` has that loss for so many classes."""
+    """Raise ValueError unless `segmentation_losses` has that loss for this number of classes."""
     if loss not in LOSSES:
         raise ValueError(f"MODEL.UNET.LOSS must be one of {', '.join(LOSSES)}, got {loss!r}")
     if num_classes > 1 and loss in ("bce", "dice_bce"):
@@ -100,7 +100,7 @@ def iou_loss(probabilities, targets, smooth=1.0):
 
 
 def _cross_entropy(logits, labels):
-    # not reduction="mean", which is 0 / 0 where no pixel counts
+    # not reduction="mean", which is 0 / 0 if no pixel counts
     total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_LABEL, reduction="sum")
     return total / (labels != IGNORE_LABEL).sum().clamp(min=1)
 

@@ -67,31 +67,10 @@ class UNetSegmentor(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
-        options = cfg.MODEL.UNET
-        unet = UNet(
-            in_channels=options.IN_CHANNELS,
-            num_classes=options.NUM_CLASSES,
-            base_channels=options.BASE_CHANNELS,
-            depth=options.DEPTH,
-            isometric=options.ISOMETRIC,
-            norm=options.NORM,
-            init=options.INIT,
-            up=options.UP,
-            up_kernel=options.UP_KERNEL,
-            srelu_init=options.SRELU_INIT,
-            srelu_learnable=options.SRELU_LEARNABLE,
-            signal=options.SIGNAL,
-            metric=options.METRIC,
-            srelu_gain=options.SRELU_GAIN,
-        )
-        return {
-            "unet": unet,
-            "loss": options.LOSS,
-            "dice_smooth": options.DICE_SMOOTH,
-            "standardize": options.STANDARDIZE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        options = {key.lower(): value for key, value in cfg.MODEL.UNET.items()}
+        own = {key: options.pop(key) for key in ("loss", "dice_smooth", "standardize")}
+        own |= {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+        return {"unet": UNet(**options), **own}
 
     @property
     def device(self):

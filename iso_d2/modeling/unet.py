@@ -1,8 +1,8 @@
 """UNet and ISO-UNet.
 
-Ronneberger, Fischer, Brox: U-Net, MICCAI 2015 (https://arxiv.org/abs/1505.04597); ISO-UNet: report, section
-3.2 and Figure 4. What differs from the former: convolutions keep the size (padding 1), so that nothing is cut
-off the skip connections. What differs from the latter: the initialisation, see :class:`UNet`.
+UNet: Ronneberger, Fischer, Brox, MICCAI 2015 (https://arxiv.org/abs/1505.04597). What differs: convolutions
+keep the size (padding 1), so the skip connections are not cropped. ISO-UNet: report, section 3.2 and Figure
+4. What differs: the initialisation, see :class:`UNet`.
 """
 
 import math
@@ -14,37 +14,37 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import nn
 
-from ..isometry import SReLU, srelu_gain, srelu_mean_square
+from ..isometry import srelu_gain, srelu_mean_square
 from .signal import STARTS, Signal
 
 
 class UNet(nn.Module):
     """UNet, or ISO-UNet if isometric: image -> logits of each pixel.
 
-    `depth` encoder blocks of two 3x3 convolutions, each with its activation, and 2x2 max-pooling between the
-    blocks; depth - 1 decoder blocks: a convolution that doubles the size and halves the width, concatenation
-    behind the encoder's output of that size, two 3x3 convolutions again; at last a 1x1 convolution. There is
-    no activation right after the one that doubles the size.
+    The encoder has `depth` blocks of two 3x3 convolutions, each with its activation, with 2x2 max-pooling
+    between them. The decoder has depth - 1 blocks: a convolution that doubles the size and halves the width,
+    concatenation behind the encoder's output of that size, and two 3x3 convolutions again. A 1x1 convolution
+    comes last. No activation follows the convolution that doubles the size.
 
-    ISO-UNet has SReLU, no normalization, and no bias but in the 1x1 convolution. Its start decides what it
+    ISO-UNet has SReLU, no normalization, and a bias only in the 1x1 convolution. Its start decides what it
     can learn. Plain delta kernels everywhere (``init="delta"``, the report's words) copy the channels of the
-    image and leave all others 0; and a channel that is 0, as are the weights that read it, has no gradient
-    and stays 0. Only the first `base_channels` of each level can ever wake, through the uppermost one. So
-    ``init="orthogonal"`` takes the delta only where the width stays; where it changes, the centre tap is a
-    random semi-orthogonal matrix; ``init="random"`` has random isometries over all taps everywhere. The
-    transposed convolution spreads each input pixel over one 2x2 block,
-    x -> x W with W (C_in, 4 C_out); it keeps the norm of x if the rows of W are orthonormal, which they can
-    be as C_in = 2 C_out. Every convolution is then exactly an isometry or, where it narrows, the adjoint of
-    one: the orthogonality penalty with ``mode="exact"`` is 0, with either `up_kernel`.
+    image and leave all others 0. A channel that is 0 gets no gradient if the weights that read it are 0, too,
+    and stays 0. Only the first `base_channels` of each level can ever wake, through the uppermost level. So
+    ``init="orthogonal"`` uses the delta only where the width stays; where it changes, the centre tap is a
+    random semi-orthogonal matrix. ``init="random"`` has random isometries over all taps everywhere. The
+    transposed convolution spreads each input pixel over one 2x2 block, x -> x W with W (C_in, 4 C_out). It
+    keeps the norm of x since the rows of W are orthonormal, which is possible as C_in = 2 C_out. Every
+    convolution is then an isometry or, where it narrows, the adjoint of one: the orthogonality penalty with
+    ``mode="exact"`` is 0 with either `up_kernel`.
 
     An isometry from few channels to many makes each value smaller, until none reaches the thresholds b.
-    ``signal="scaled"`` gives every convolution the gain that keeps the mean square of its values, and those
-    that double the size one more, by which the upward path is concatenated at the mean square that the skip
-    connection has, as in EDM2 (Karras et al., 2023, https://arxiv.org/abs/2312.02696, section 2.4).
+    ``signal="scaled"`` gives every convolution the gain that keeps the mean square of its values. Those that
+    double the size get one more gain, which gives the upward path the mean square of the skip connection that
+    it is concatenated with, as in EDM2 (Karras et al., 2023, https://arxiv.org/abs/2312.02696, section 2.4).
 
-    UNet has ReLU and a normalization between convolution and activation. Where there is none the convolutions
-    have biases; so does, in either case, the convolution that doubles the size. Weights are drawn from a
-    normal distribution with variance 2 / (inputs that one output sees).
+    UNet has ReLU, with a normalization before it. Without a normalization the convolutions have biases; the
+    convolution that doubles the size always has. Weights are drawn from a normal distribution with variance
+    2 / (inputs that one output sees).
 
     Args:
         in_channels (int): channels of the image.
@@ -53,20 +53,18 @@ class UNet(nn.Module):
         depth (int): how many levels (resolutions).
         isometric (bool): ISO-UNet or UNet.
         norm (str or callable): normalization of UNet as in Detectron2's ``get_norm``; "": none.
-        init (str or None): of ISO-UNet, "delta", "orthogonal" or "random"; None: "orthogonal" with the
-            paper's signal, "random" with "scaled".
-        up (str): "transposed", a transposed convolution of stride 2, or "nearest", each pixel repeated 2x2
-            (in ISO-UNet with the paper's signal at half its value, which keeps the norm) and a 3x3
+        init (str or None): start of ISO-UNet's signal; None: "orthogonal" with "paper", "random" with
+        "scaled".
+        up (str): "transposed": a transposed convolution of stride 2. "nearest": each pixel is repeated 2x2
+            (in ISO-UNet with the paper's signal at half its value, which keeps the norm), then a 3x3
             convolution.
-        up_kernel (int): of the transposed convolution. 2, UNet's own: each output pixel sees one input pixel.
-            6: the report's "padding 2, stride 2" doubles the size with no other even kernel; an output pixel
-            sees 3x3 input pixels, at nine times the cost. The report does not name its kernel nor a reason
-            for a larger one, so 2 is the default. With ``init="orthogonal"`` the outer taps start as 0.
-        srelu_init (float): b in ISO-UNet's max(x, b).
-        srelu_learnable (bool): whether the thresholds b are learned.
-        signal (str): of ISO-UNet, "paper" or "scaled".
-        metric (bool): every convolution of an ISO-UNet but the 1x1 learns a factor for each input channel.
-        srelu_gain (bool): with "scaled", gains make good what an SReLU takes from a standard normal input.
+        up_kernel (int): of the transposed convolution. 2, as in UNet: each output pixel sees one input pixel.
+            6: the only even kernel with which the report's "padding 2, stride 2" doubles the size. An output
+            pixel then sees 3x3 input pixels, at nine times the cost. The report names neither its kernel nor
+            a reason for a larger one, so 2 is the default. With ``init="orthogonal"`` the outer taps start at
+            0.
+        signal, srelu_init, srelu_learnable, metric, srelu_gain: of ISO-UNet's
+            :class:`~iso_d2.modeling.signal.Signal`. The 1x1 convolution has no metric.
 
     Raises:
         ValueError: an option that does not exist, or a normalization in ISO-UNet.
@@ -111,7 +109,7 @@ class UNet(nn.Module):
                 "MODEL.UNET.SIGNAL paper and MODEL.UNET.METRIC False"
             )
         init = init or ("orthogonal" if signal == "paper" else None)
-        signal = Signal(signal, init, metric, srelu_init if srelu_gain else None)
+        signal = Signal(signal, init, metric, srelu_gain, False, srelu_init, srelu_learnable)
         self.in_channels = in_channels
         self.num_classes = num_classes
 
@@ -126,11 +124,7 @@ class UNet(nn.Module):
                 layers[f"conv{i}"] = conv3x3(channels, outputs, reads_srelu=not first or i > 1)
                 if norm:
                     layers[f"norm{i}"] = get_norm(norm, outputs)
-                layers[f"act{i}"] = (
-                    SReLU(outputs, init=srelu_init, learnable=srelu_learnable, inplace=True)
-                    if isometric
-                    else nn.ReLU(inplace=True)
-                )
+                layers[f"act{i}"] = signal.srelu(outputs) if isometric else nn.ReLU(inplace=True)
             return nn.Sequential(layers)
 
         def doubling(inputs, outputs):
@@ -152,20 +146,21 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList(doubling(below, here) for below, here in upwards)
         self.decoder = nn.ModuleList(block(2 * here, here) for _, here in upwards)
         if signal.scaled:
-            self._balance(signal, srelu_init)
+            self._balance(signal)
         for module in [] if isometric else self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 _kaiming_init_(module)
-        # with PyTorch's initialisation: as a delta the logits would be an input channel
+        # PyTorch's initialisation, since with a delta the logits would be a copy of an input channel
         self.output = nn.Conv2d(base_channels, num_classes, 1)
 
-    def _balance(self, signal, threshold):
+    def _balance(self, signal):
         """Give each upward path the mean square of the skip connection that it is concatenated with.
 
-        Of signals that are normal with mean square 1 in the image: every convolution keeps that, every SReLU
-        takes some, so that the longer path has less.
+        The image is taken as normal with mean square 1. Every convolution keeps the mean square and every
+        SReLU takes some of it, so the longer path would have less.
         """
-        restored = 1.0 if signal.threshold is None else srelu_gain(threshold) ** 2
+        threshold = signal.srelu_init
+        restored = srelu_gain(threshold) ** 2 if signal.srelu_gain else 1.0
 
         def after_block(mean_square):
             for _ in range(2):
@@ -177,14 +172,14 @@ class UNet(nn.Module):
         for up in self.ups:
             skip = levels.pop()
             conv = up if isinstance(up, nn.ConvTranspose2d) else up.conv
-            # what reads the skip connection restores it; the gain of this convolution has done so already
+            # the convolution that reads both paths restores what an SReLU took; here this one did so before
             conv.gain *= math.sqrt(skip / restored / below)
             below = after_block(skip)
 
     def forward(self, images):
         """(N, in_channels, H, W), of any size -> (N, num_classes, H, W), logits.
 
-        At the right and the bottom the image is continued by zeros, up to multiples of 2^(depth - 1).
+        Zeros at the right and the bottom extend the image to multiples of 2^(depth - 1).
         """
         height, width = images.shape[-2:]
         multiple = 2 ** len(self.ups)

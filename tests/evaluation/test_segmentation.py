@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from PIL import Image
 from scored_slices import COUNTS, LARGEST_COUNTS, NAME, SLICES
 
-from iso_d2.evaluation.segmentation import SegmentationEvaluator, read_mask, spread_out
+from iso_d2.evaluation.segmentation import SegmentationEvaluator, spread_out
 
 TUMOUR = [0, 1, 4]  # which of SLICES have one
 
@@ -113,6 +113,18 @@ def test_options(pairs, tmp_path):
     assert metrics == pytest.approx(full)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"threshold": 0}, "THRESHOLD must be a probability above 0, got 0"),
+        ({"smooth": -1}, "SMOOTH must be 0 or more, got -1"),
+    ],
+)
+def test_options_out_of_range(options, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"TEST\.SEGMENTATION\.{message}"):
+        SegmentationEvaluator(NAME, str(tmp_path), **options)
+
+
 def test_largest_component(pairs, tmp_path):
     metrics = evaluate(pairs, tmp_path, largest_component=True)["segmentation"]
     assert metrics == expected(LARGEST_COUNTS)
@@ -181,13 +193,6 @@ def test_other_sizes(key, name, pairs, tmp_path):
     outputs[key] = torch.zeros(1, 5, 2)
     with pytest.raises(ValueError, match=rf"A_1.png are of size \(5, 2\) .* but .*{name} is of size \(2, "):
         evaluate([(inputs, outputs)], tmp_path)
-
-
-def test_masks_of_other_values(tmp_path):
-    path = str(tmp_path / "mask.png")
-    Image.fromarray(np.array([[0, 255], [1, 255]], np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"mask.png holds the value 1; only 0 .* and 255"):
-        read_mask(path)
 
 
 def test_table_is_logged(pairs, tmp_path, log):

@@ -83,6 +83,20 @@ def test_outputs_are_uncorrelated_and_of_one_size(shape, dtype):
         torch.testing.assert_close(matrix.T @ matrix, metric, **exact)
 
 
+def test_channels_that_grey_images_leave_empty_are_counted(log):
+    """Of 27 components of 3x3 patches three equal channels have 9: of 16 outputs 7 are 0."""
+    images = smooth_images(30, 1, 12, 12).expand(-1, 3, -1, -1)
+    moments, count = patch_moments(images, 3)
+    weight = whiten_(torch.empty(16, 3, 3, 3, dtype=torch.float64), moments / count)
+    assert "7 of the 16 whitened channels are near 0" in log.text
+    outputs = F.conv2d(images, weight).square().mean((0, 2, 3))
+    assert (outputs < 0.01).tolist() == [False] * 9 + [True] * 7
+    log.clear()
+    moments, count = patch_moments(smooth_images(30, 3, 12, 12), 3)
+    whiten_(torch.empty(16, 3, 3, 3), moments / count)
+    assert not log.text
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"takes images \(N, C, H, W\), got shape \(3, 8, 8\)"):
         patch_moments(torch.zeros(3, 8, 8), 3)

@@ -131,6 +131,22 @@ def test_c4_heads_hold_res5_of_isonet_blocks():
     assert heads.res5(torch.randn(2, 1024, 14, 14)).shape == (2, 2048, 7, 7)
 
 
+def test_c4_heads_have_the_backbone_s_initialisation():
+    """Kaiming normal by fan-out, variance 2 / (9 * 512), where delta initialisation is off."""
+    cfg = make_cfg(DELTA_INIT=False)
+    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
+    heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
+    variances = [block.branch.conv2.weight.var().item() for block in heads.res5]
+    assert variances == pytest.approx([2 / (9 * 512)] * 2, rel=0.02)
+
+
+@pytest.mark.parametrize("key", ["WHITEN", "CENTRED"])
+def test_a_switch_is_a_bool_or_none(key):
+    message = rf"{key.lower()} \(MODEL\.ISONET\.{key}\) must be True, False or None, got 'no'"
+    with pytest.raises(ValueError, match=message):
+        build(make_cfg(**{key: "no"}), "build_isonet_backbone")
+
+
 def test_c4_heads_refuse_dilation():
     cfg = make_cfg(RES5_DILATION=2)
     cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"

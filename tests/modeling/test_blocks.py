@@ -1,25 +1,13 @@
-"""The residual sum, the scale in the weight, checkpointing and the fold, against plain formulas."""
+"""The residual sum, the scale in the weight, checkpointing, against plain formulas."""
 
-import detectron2.layers
 import pytest
 import torch
+from off_start import random_
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import prune
 
 from iso_d2.modeling import IsoBlock, ISONet, fold_scales_
-
-
-def random_(module, scale=0.3):
-    """Move every parameter off the initialisation, at which little could be told apart."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name.endswith("scale"):
-                parameter.fill_(scale)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return module
+from iso_d2.modeling.signal import Signal
 
 
 def plain(block, x):
@@ -43,7 +31,8 @@ def plain(block, x):
     ("inputs", "outputs", "stride", "dilation"), [(6, 6, 1, 1), (6, 8, 2, 1), (8, 5, 1, 2)]
 )
 def test_block_and_its_gradients_are_those_of_the_formula(residual, neck, inputs, outputs, stride, dilation):
-    block = random_(IsoBlock(inputs, outputs, stride, residual, neck, dilation, srelu_init=-0.2)).double()
+    signal = Signal(srelu_init=-0.2)
+    block = random_(IsoBlock(inputs, outputs, stride, residual, neck, dilation, signal=signal)).double()
     leaves = [torch.randn(2, inputs, 9, 7, dtype=torch.float64, requires_grad=True), *block.parameters()]
     cotangent = torch.randn_like(plain(block, leaves[0]))
     for ours, formula in zip(
@@ -187,97 +176,3 @@ def test_a_convolution_of_circular_padding_keeps_it():
         expected = torch.maximum(x + 0.25 * F.conv2d(inner, weight), block.srelu.threshold.view(-1, 1, 1))
         torch.testing.assert_close(block(x), expected)
         torch.testing.assert_close(fold_scales_(block)(x), expected)
-
-
-def two_blocks():
-    return nn.Sequential(*(random_(IsoBlock(4, 4, 1, True), scale=0.25) for _ in range(2)))
-
-
-def refused(blocks, message):
-    """The fold raises, and leaves the first of the blocks, which could be folded, as it was."""
-    first = blocks[0]
-    weight = first.branch[-1].weight.detach().clone()
-    with pytest.raises(ValueError, match=message):
-        fold_scales_(blocks)
-    assert torch.equal(first.branch[-1].weight, weight) and first.scale is not None
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            nn.utils.parametrizations.weight_norm,
-            "got ParametrizedScaledConv2d: remove its parametrization first",
-        ),
-        (nn.utils.weight_norm, "with the parameters bias, metric, weight_g, weight_v: remove"),
-        (
-            lambda conv: prune.random_unstructured(conv, "weight", 0.5),
-            "with the parameters bias, metric, weight_orig: remove its weight norm or pruning",
-        ),
-    ],
-)
-def test_a_weight_that_is_made_of_others_is_not_folded(change, message):
-    blocks = two_blocks()
-    change(blocks[1].branch[-1])
-    refused(blocks, message)
-
-
-def test_a_convolution_with_a_norm_is_not_folded():
-    blocks = two_blocks()
-    normed = detectron2.layers.Conv2d(4, 4, 3, padding=1, bias=False, norm=nn.BatchNorm2d(4))
-    blocks[1].branch[-1] = normed
-    refused(blocks, "got Conv2d: remove its parametrization")
-
-
-@pytest.mark.parametrize("position", [0, -1])
-def test_a_last_weight_that_is_used_elsewhere_is_not_folded(position):
-    blocks = two_blocks()
-    blocks[1].branch[position].weight = blocks[0].branch[-1].weight
-    refused(blocks, "used elsewhere in the model")
-
-
-def test_a_last_convolution_that_is_used_elsewhere_is_not_folded():
-    blocks = two_blocks()
-    blocks.append(blocks[0].branch[-1])
-    refused(blocks, "used elsewhere in the model")
-
-
-def test_a_block_of_two_names_is_folded_once():
-    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
-    weight = block.branch[-1].weight.detach().clone()
-    fold_scales_(nn.ModuleDict({"backbone": block, "alias": nn.Sequential(block)}))
-    assert torch.equal(block.branch[-1].weight, 0.25 * weight)
-
-
-def test_the_fold_gives_the_same_outputs_without_scales():
-    net = random_(ISONet(50, True, out_features=["res2", "res5"])).eval()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        before = net(x)
-        assert fold_scales_(net) is net
-        after = net(x)
-    assert not [name for name in net.state_dict() if "scale" in name]
-    for name in before:
-        torch.testing.assert_close(
-            after[name], before[name], rtol=1e-5, atol=1e-5 * before[name].abs().max().item()
-        )
-
-
-def test_the_fold_multiplies_the_last_weight_once():
-    block = random_(IsoBlock(4, 4, 1, True), scale=0.25)
-    weight = block.branch[-1].weight.detach().clone()
-    fold_scales_(nn.Sequential(block))
-    fold_scales_(block)
-    assert torch.equal(block.branch[-1].weight, 0.25 * weight)
-    x = torch.randn(1, 4, 5, 5)
-    inner = block.branch[:-1](x)
-    expected = x + F.conv2d(inner, 0.25 * weight, padding=1)
-    torch.testing.assert_close(block(x), torch.maximum(expected, block.srelu.threshold.view(-1, 1, 1)))
-
-
-def test_the_fold_leaves_isonet_alone():
-    net = ISONet(18, False, out_features=["res2"])
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    fold_scales_(net)
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

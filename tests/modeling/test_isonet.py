@@ -6,6 +6,7 @@ from torch import nn
 
 from iso_d2.isometry import SReLU
 from iso_d2.modeling import IsoBlock, ISONet
+from iso_d2.modeling.signal import Signal
 
 # REFERENCE: counted on the networks that the paper's authors published, 1000 classes.
 PUBLISHED_PARAMETERS = {
@@ -34,13 +35,13 @@ def test_no_normalization_and_no_convolution_bias():
 
 @pytest.mark.parametrize("bottleneck", [None, 4])
 def test_residual_block_starts_as_the_identity_above_b(bottleneck):
-    block = IsoBlock(16, 16, 1, True, bottleneck_channels=bottleneck, srelu_init=-0.5)
+    block = IsoBlock(16, 16, 1, True, bottleneck_channels=bottleneck, signal=Signal(srelu_init=-0.5))
     x = torch.randn(2, 16, 7, 9)
     assert torch.equal(block(x), x.clamp(min=-0.5))
 
 
 def test_plain_block_starts_as_the_identity_above_b():
-    block = IsoBlock(16, 16, 1, False, srelu_init=-0.5)
+    block = IsoBlock(16, 16, 1, False, signal=Signal(srelu_init=-0.5))
     x = torch.randn(2, 16, 7, 9)
     assert torch.equal(block(x), x.clamp(min=-0.5))
 

@@ -200,7 +200,7 @@ def test_the_gain_of_srelu_is_in_the_convolutions_that_read_one():
     # the image's path is restored by what reads it, the other one by this layer already
     assert net.ups[0].gain == pytest.approx(math.sqrt(2))
     assert list(factors.values()) == pytest.approx([srelu_gain(-0.5)] * len(factors))
-    block = IsoBlock(4, 4, 1, True, signal=Signal("scaled", threshold=0.0))
+    block = IsoBlock(4, 4, 1, True, signal=Signal("scaled", srelu_gain=True, srelu_init=0.0))
     assert block.branch.conv1.gain == pytest.approx(math.sqrt(2))
 
 

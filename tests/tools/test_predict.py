@@ -1,12 +1,17 @@
 import json
 
 import engine_toys
+import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
+from PIL import Image
 from pycocotools.coco import COCO
 
-from iso_d2.engine.predictor import Predictor
+from iso_d2.engine.setup import load_config
 
+UNET = ["MODEL.META_ARCHITECTURE", "UNetSegmentor", "MODEL.UNET.BASE_CHANNELS", "4", "MODEL.UNET.DEPTH", "3"]
+UNET += ["DATASETS.TEST", "('phantom_test',)", "INPUT.FORMAT", "RGB", "INPUT.ALBUMENTATIONS.TEST", "[]"]
 SIZE = (engine_toys.HEIGHT, engine_toys.WIDTH)
 
 
@@ -24,12 +29,12 @@ def arguments(toy_data, tmp_path):
     return ["--config-file", str(tmp_path / "toy.yaml"), "--output", str(tmp_path / "out"), "--input"]
 
 
-def weights(tmp_path):
+def toy_weights(tmp_path):
     return ["--opts", "MODEL.WEIGHTS", str(tmp_path / "toy.pth")]
 
 
 def test_folder_gives_pictures_and_a_json_that_pycocotools_reads(predict, arguments, tmp_path, capsys):
-    predict.main([*arguments, str(tmp_path), *weights(tmp_path)])
+    predict.main([*arguments, str(tmp_path), *toy_weights(tmp_path)])
     assert "8 detections on 8 images" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*.png"))) == 8
     coco = COCO(tmp_path / "out" / "predictions.json")
@@ -45,7 +50,7 @@ def test_folder_gives_pictures_and_a_json_that_pycocotools_reads(predict, argume
 def test_class_ids_are_those_of_the_data_set(predict, arguments, tmp_path, monkeypatch):
     metadata = engine_toys.MetadataCatalog.get("toy_test")
     monkeypatch.setitem(vars(metadata), "thing_dataset_id_to_contiguous_id", {17: 0})
-    predict.main([*arguments, str(tmp_path / "toy_test_0.png"), *weights(tmp_path)])
+    predict.main([*arguments, str(tmp_path / "toy_test_0.png"), *toy_weights(tmp_path)])
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert document["categories"] == [{"id": 17, "name": "square"}]
     assert document["annotations"][0]["category_id"] == 17
@@ -54,18 +59,8 @@ def test_class_ids_are_those_of_the_data_set(predict, arguments, tmp_path, monke
 def test_broken_file_is_named_and_the_others_are_done(predict, arguments, tmp_path):
     (tmp_path / "aaa.jpg").write_bytes(b"\xff\xd8 no image")
     with pytest.raises(SystemExit, match=r"1 files could not be read:\n.*aaa\.jpg"):
-        predict.main([*arguments, str(tmp_path), *weights(tmp_path)])
+        predict.main([*arguments, str(tmp_path), *toy_weights(tmp_path)])
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 8
-
-
-@pytest.mark.parametrize("last", [True, False])
-def test_layout_is_that_of_the_config(arguments, tmp_path, last):
-    opts = ["MODEL.WEIGHTS", str(tmp_path / "toy.pth"), "MODEL.CHANNELS_LAST", last]
-    model = Predictor(engine_toys.toy_config(tmp_path / "output", *opts)).model
-    # one of 1x1 or of one channel lies both ways at once
-    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    assert weights
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) == last for weight in weights)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +78,42 @@ def test_errors(predict, arguments, tmp_path, image, opts, message):
     (tmp_path / "output").mkdir()
     with pytest.raises(SystemExit, match=message):
         predict.main([*arguments, str(tmp_path / image), *opts])
+
+
+@pytest.fixture
+def unet_weights(tmp_path):
+    """A checkpoint of a small UNet as it starts."""
+    torch.manual_seed(0)
+    torch.save({"model": build_model(load_config(opts=UNET)).state_dict()}, tmp_path / "unet.pth")
+    return ["MODEL.WEIGHTS", str(tmp_path / "unet.pth")]
+
+
+def test_folder_of_slices(predict, unet_weights, tmp_path, capsys):
+    slices = tmp_path / "patient"
+    slices.mkdir()
+    for number in (2, 10):
+        image = np.full((20, 30, 3), 100, np.uint8)
+        Image.fromarray(image).save(slices / f"p_{number}.tif")
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(slices / f"p_{number}_mask.tif")
+    (tmp_path / "unet.yaml").write_text(load_config(opts=UNET).dump())
+    arguments = ["--config-file", str(tmp_path / "unet.yaml"), "--input", str(slices), "--threshold", "1.1"]
+    predict.main([*arguments, "--output", str(tmp_path / "out"), "--opts", *unet_weights])
+    said = capsys.readouterr().out
+    assert "masks of 2 images" in said
+    assert f"{slices}: Dice of the volume 100.0 %" in said  # nothing to find, and nothing found
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{n}_{kind}.png" for n in ("0000_p_2", "0001_p_10") for kind in ("mask", "overlay")]
+
+
+def test_a_true_mask_that_cannot_be_read_costs_the_dice_alone(predict, unet_weights, tmp_path, capsys):
+    for name in ("a", "b"):
+        Image.fromarray(np.full((20, 30, 3), 100, np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / f"{name}_mask.png")
+    (tmp_path / "a_mask.png").write_bytes(b"no image")
+    (tmp_path / "unet.yaml").write_text(load_config(opts=UNET).dump())
+    arguments = ["--config-file", str(tmp_path / "unet.yaml"), "--input", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"1 files .*\n.*cannot read the mask .*a_mask\.png"):
+        predict.main([*arguments, "--output", str(tmp_path / "out"), "--opts", *unet_weights])
+    said = capsys.readouterr().out
+    assert "masks of 2 images" in said and "Dice" not in said
+    assert (tmp_path / "out" / "0000_a_mask.png").is_file()

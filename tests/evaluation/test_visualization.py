@@ -1,15 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 
-from iso_d2.config import add_iso_config
-from iso_d2.evaluation import VisualPredictions, build_evaluator
+from iso_d2.evaluation import VisualPredictions
 
 HEIGHT, WIDTH = 40, 60
 NAME = "drawn_test"
@@ -108,53 +105,3 @@ def test_semantic_segmentation(records, tmp_path):
 def test_only_the_main_process_draws(records, tmp_path, monkeypatch):
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)]) == []
-
-
-def config(tmp_path, visualize):
-    cfg = get_cfg()
-    add_iso_config(cfg)
-    cfg.OUTPUT_DIR = str(tmp_path)
-    cfg.TEST.VISUALIZE = visualize
-    return cfg
-
-
-@pytest.mark.parametrize("kind, expected", [("coco", COCOEvaluator), ("sem_seg", SemSegEvaluator)])
-def test_evaluator_of_each_type(kind, expected, records, tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
-    assert isinstance(build_evaluator(config(tmp_path, 0), NAME), expected)
-    both = build_evaluator(config(tmp_path, 4), NAME)._evaluators
-    assert [type(evaluator) for evaluator in both] == [expected, VisualPredictions]
-    assert both[1].num_images == 4
-
-
-def test_true_boxes_have_full_precision(records, tmp_path):
-    evaluator = build_evaluator(config(tmp_path, 1), NAME)
-    evaluator.reset()
-    for record in records:
-        evaluator.process([record], [found([10, 10, 30, 30], 0.9)])
-    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
-    assert (tmp_path / "inference" / NAME / "coco_instances_results.json").exists()
-    assert (tmp_path / "visualizations" / NAME / "000_photo0.png").exists()
-
-
-@pytest.mark.parametrize("kind", ["cocoa", None])
-def test_unknown_type(kind, records, tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(MetadataCatalog.get(NAME)), "evaluator_type", kind)
-    message = (
-        f"'{NAME}' has evaluator_type {kind!r}, accepted are classification, coco, lvis, "
-        "medical_segmentation, pascal_voc, sem_seg"
-    )
-    with pytest.raises(ValueError, match=message):
-        build_evaluator(config(tmp_path, 0), NAME)
-
-
-def test_perfect_semantic_labels_of_drawn_scenes_score_100(tmp_path):
-    """Through Detectron2's SemSegEvaluator, whose own reading of label files fails with NumPy 2."""
-    records = DatasetCatalog.get("shapes_sem_seg_test")[:3]
-    evaluator = build_evaluator(config(tmp_path, 0), "shapes_sem_seg_test")
-    evaluator.reset()
-    for record in records:
-        labels = torch.from_numpy(np.array(Image.open(record["sem_seg_file_name"]), np.int64))
-        scores = torch.nn.functional.one_hot(labels, 4).permute(2, 0, 1).float()  # (H, W, C) -> (C, H, W)
-        evaluator.process([record], [{"sem_seg": scores}])
-    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)

@@ -19,6 +19,14 @@ def test_file_then_pairs(tmp_path):
     assert values == (18, 0.5, 8, (3,))
 
 
+def test_a_pair_may_change_the_type_of_what_is_none_by_default(tmp_path):
+    (tmp_path / "a.yaml").write_text("ISO: {ORTHO: {COEFF: 0.1}}\nMODEL: {ISONET: {SCALE_INIT: 0.5}}\n")
+    cfg = load_config(tmp_path / "a.yaml", ["ISO.ORTHO.COEFF", "auto", "MODEL.ISONET.SCALE_INIT", "1"])
+    assert (cfg.ISO.ORTHO.COEFF, cfg.MODEL.ISONET.SCALE_INIT) == ("auto", 1)
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\nISO: {ORTHO: {COEFF: auto}}\n")
+    assert load_config(tmp_path / "b.yaml", ["ISO.ORTHO.COEFF", "0.2"]).ISO.ORTHO.COEFF == 0.2
+
+
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml' does not exist"):
         load_config(tmp_path / "absent.yaml")

@@ -1,14 +1,39 @@
-"""Predicted masks as files, and how well they agree with true ones that lie beside the images."""
+"""Mask files: true ones, and those that a model predicts, with the agreement of both."""
 
 from collections import defaultdict
 
 import numpy as np
 from PIL import Image
 
-from ..evaluation import draw_overlay
-from ..evaluation.segmentation import read_mask
-from ..evaluation.segmentation_metrics import Overlap
 from ..files import read_image
+from .segmentation_metrics import Overlap
+from .segmentation_pictures import draw_overlay
+
+
+def read_mask(path):
+    """Read a mask file.
+
+    Args:
+        path (str or Path): an image of 0 (background) and 255.
+
+    Returns:
+        ndarray: bool, (H, W).
+
+    Raises:
+        ValueError: it cannot be read, or holds another value.
+    """
+    try:
+        with Image.open(path) as file:
+            mask = np.asarray(file.convert("L"))
+    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error ...
+        raise ValueError(f"cannot read the mask {path} ({error}). Replace it.") from error
+    other = mask[(mask != 0) & (mask != 255)]
+    if other.size:
+        raise ValueError(
+            f"Mask {path} holds the value {other[0]}; only 0 (background) and 255 (tumour) are accepted. "
+            "Write it again with these."
+        )
+    return mask == 255
 
 
 def is_mask(file):
@@ -20,9 +45,9 @@ def is_mask(file):
 class PredictedMasks:
     """Writes the mask and a drawing of each image, and compares with true masks.
 
-    ``x_mask.png`` holds 0 and 255 for a model of one class, else the number of the class of each pixel;
-    ``x_overlay.png`` shows the image with the outline of the predicted foreground in red and, where
-    ``x_mask`` of the image's own format lies beside it, of the true one in green.
+    ``x_mask.png`` holds 0 and 255 for a model of one class, else the class number of each pixel.
+    ``x_overlay.png`` shows the image with the outline of the predicted foreground in red. If ``x_mask`` of
+    the image's own format lies beside the image, the outline of the true foreground is green.
 
     Args:
         folder (Path): for the files.
@@ -45,16 +70,15 @@ class PredictedMasks:
         Raises:
             ValueError: the true mask holds other values than 0 and 255, or is of another size.
         """
-        if len(sem_seg) == 1:
-            labels = (sem_seg[0] >= self.threshold).cpu().numpy().astype(np.uint8) * 255
-        else:
-            labels = sem_seg.argmax(dim=0).cpu().numpy().astype(np.uint8)
-        # Slices of several patients may have the same names.
+        is_one_class = len(sem_seg) == 1
+        labels = 255 * (sem_seg[0] >= self.threshold) if is_one_class else sem_seg.argmax(dim=0)
+        labels = labels.cpu().numpy().astype(np.uint8)
+        # numbered, since slices of several patients may have the same names
         name = f"{self.number:04d}_{file.stem}"
         self.number += 1
         Image.fromarray(labels).save(self.folder / f"{name}_mask.png")
         true_file = file.with_stem(f"{file.stem}_mask")
-        truth = read_mask(str(true_file)) if true_file.is_file() else None
+        truth = read_mask(true_file) if true_file.is_file() else None
         if truth is not None and truth.shape != labels.shape:
             raise ValueError(f"{true_file} is of size {truth.shape}, its image of {labels.shape}")
         overlay = draw_overlay(read_image(file, "RGB"), truth, labels > 0)
@@ -66,11 +90,7 @@ class PredictedMasks:
         self._overlaps[file.parent].append(None)
 
     def volume_dice(self):
-        """Dice of all slices of a folder together, for each whose images all have a true mask.
-
-        Returns:
-            dict[Path, float]: in percent.
-        """
+        """dict[Path, float]: folder -> Dice in percent of its slices together, if all have a true mask."""
         return {
             folder: 100 * Overlap.total(overlaps).dice
             for folder, overlaps in self._overlaps.items()
