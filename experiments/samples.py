@@ -5,10 +5,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
-from ..engine.predictor import Predictor
-from ..evaluation.segmentation import read_mask, spread_out
-from ..files import read_image
-from .jobs import Job
+from iso_d2.engine.predictor import Predictor
+from iso_d2.evaluation.segmentation import read_mask, spread_out
+from iso_d2.files import read_image
+
+from .run import Run
 
 ROWS = 4
 # Detections with a lower score are not drawn; the first of these at which the networks find one an image
@@ -16,16 +17,16 @@ SCORES = (0.5, 0.3, 0.1, 0.05)
 MAX_DETECTIONS = 8
 
 
-def draw_mri(root, arms, scale, records):
+def draw_mri(root, table, scale, records):
     """Validation slices with the truth and the prediction of each network (the report's figure 7).
 
     The slices are those with the most tumour of four patients, spread evenly over the set by its size.
 
     Args:
         root (Path): the repository, below which the checkpoints lie.
-        arms (list[Arm]): the networks.
+        table (Table): its experiments are the networks.
         scale (str): of their training.
-        records (dict): arm -> list of records.
+        records (dict): scale -> experiment -> list of records.
 
     Returns:
         Figure
@@ -33,11 +34,11 @@ def draw_mri(root, arms, scale, records):
     Raises:
         FileNotFoundError: a checkpoint or the data set is not here.
     """
-    jobs = _jobs(root, arms, scale, records)
-    predictors = {job.run.net: Predictor(_with_checkpoint(job)) for job in jobs}
-    config = jobs[0].config
+    runs = _runs(root, table.experiments, scale, records)
+    predictors = {run.experiment.label: Predictor(_with_checkpoint(run)) for run in runs}
+    config = runs[0].config
     largest = {}
-    for record in DatasetCatalog.get("lgg_val"):
+    for record in DatasetCatalog.get(config.DATASETS.TEST[0]):
         pixels = int((record["sem_seg_array"] > 0).sum())
         if pixels > largest.get(record["patient"], (0,))[0]:
             largest[record["patient"]] = pixels, record
@@ -53,25 +54,25 @@ def draw_mri(root, arms, scale, records):
             probabilities = predict(record["file_name"])["sem_seg"][0].cpu().numpy()
             panels[net] = probabilities >= config.TEST.SEGMENTATION.THRESHOLD
         rows.append(panels)
-    title = f"Brain MRI, validation slices, {config.DATASETS.LGG_SPLIT} split ({scale} scale)"
-    return _grid(rows, title, width=2.0)
+    return _grid(rows, f"{table.title}: validation slices ({scale} scale)", width=2.0)
 
 
-def draw_coco(root, arms, scale, records):
+def draw_coco(root, table, scale, records):
     """Test images with the true boxes and the detections of two networks (the report's figure 8).
 
     Args, Returns, Raises: as for :func:`draw_mri`; drawn are the report's own two, or the first R-ISONet and
     the first ResNet of those there are.
     """
-    chosen = [next((arm for arm in arms if key in arm.name), None) for key in ("risonet", "resnet")]
-    jobs = _jobs(root, [arm for arm in chosen if arm], scale, records)
-    dataset = jobs[0].config.DATASETS.TEST[0]
+    trained = [one for one in table.experiments if records[scale].get(one.name)]
+    chosen = [next((one for one in trained if key in one.name), None) for key in ("risonet", "resnet")]
+    runs = _runs(root, [one for one in chosen if one], scale, records)
+    dataset = runs[0].config.DATASETS.TEST[0]
     images = sorted(DatasetCatalog.get(dataset), key=lambda record: record["image_id"])
     images = [images[index] for index in spread_out(len(images), ROWS)]
     detections = {}
-    for job in jobs:
-        predict = Predictor(_with_checkpoint(job))
-        detections[job.run.net] = [predict(record["file_name"])["instances"] for record in images]
+    for run in runs:
+        predict = Predictor(_with_checkpoint(run))
+        detections[run.experiment.label] = [predict(record["file_name"])["instances"] for record in images]
     threshold = score_to_draw([i.scores.numpy() for found in detections.values() for i in found])
     metadata = MetadataCatalog.get(dataset)
     rows = []
@@ -92,22 +93,23 @@ def score_to_draw(scores):
     return next((score for score in SCORES if (every >= score).sum() >= len(scores)), SCORES[-1])
 
 
-def _jobs(root, arms, scale, records):
-    jobs = [Job(arm, scale, records[arm.name][0]["seed"], root) for arm in arms]
-    jobs = [job for job in jobs if records[job.arm.name][0]["diverged_at"] is None]
-    for job in jobs:
-        if not (root / job.folder / "model_final.pth").is_file():
-            raise FileNotFoundError(f"{job.folder / 'model_final.pth'} is not here")
-        if missing := job.obstacle():
+def _runs(root, experiments, scale, records):
+    """list[Run]: the first seed of each that was trained and did not diverge."""
+    found = [(one, records[scale][one.name][0]) for one in experiments if records[scale].get(one.name)]
+    runs = [Run(one, scale, record["seed"], root) for one, record in found if record["diverged_at"] is None]
+    for run in runs:
+        if not (root / run.folder / "model_final.pth").is_file():
+            raise FileNotFoundError(f"{run.folder / 'model_final.pth'} is not here")
+        if missing := run.obstacle():
             raise FileNotFoundError(missing)
-    if not jobs:
+    if not runs:
         raise FileNotFoundError("all of these trainings diverged")
-    return jobs
+    return runs
 
 
-def _with_checkpoint(job):
-    config = job.config.clone()
-    config.MODEL.WEIGHTS = str(job.root / job.folder / "model_final.pth")
+def _with_checkpoint(run):
+    config = run.config.clone()
+    config.MODEL.WEIGHTS = str(run.root / run.folder / "model_final.pth")
     return config
 
 
@@ -126,5 +128,5 @@ def _grid(rows, title, width):
     return figure
 
 
-# Table whose arms are drawn -> function that does
-SAMPLES = {"mri-image": draw_mri, "mri-patient": draw_mri, "coco-scratch": draw_coco}
+# ``samples`` of a table -> function that draws them
+SAMPLES = {"mri": draw_mri, "coco": draw_coco}

@@ -8,13 +8,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .arm import SCALES
-from .arms import ARMS
-from .jobs import train_images
-from .report_values import TABLES
+from .experiment import SCALES, TABLES
+from .record import records_of, task_loss, value_of
+from .run import IMAGES
 from .samples import SAMPLES
-from .tables import WHERE_FIGURES, records_of, task_loss, value_of
 
+WHERE_FIGURES = "docs/figures"
 # Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
 MAX_BYTES, SHRINK = 300_000, 0.8
 
@@ -24,7 +23,7 @@ def write_figures(root, records):
 
     Args:
         root (Path): the repository.
-        records (dict): scale -> arm -> list of records.
+        records (dict): scale -> experiment -> list of records.
 
     Returns:
         tuple: list[Path] of the files written, and list[str] of what could not be drawn, with the reason.
@@ -33,58 +32,53 @@ def write_figures(root, records):
     folder.mkdir(parents=True, exist_ok=True)
     drawn, notes = [], []
     for scale in SCALES:
-        by_arm = records.get(scale, {})
         for table in TABLES:
-            draw = by_batch if table.by_batch else curves
-            figure = table.curve and draw(table, records, scale)
+            figure = (by_batch if table.by_batch else curves)(table, records, scale)
             if figure:
-                drawn.append(save(figure, folder / f"reproduction_{table.arms}_{scale}.png"))
-        for table, draw in SAMPLES.items():
-            trained = [arm for arm in ARMS if arm.table == table and arm.name in by_arm]
-            if not trained:
+                drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
+            if not figure or not table.samples:
                 continue
             try:
-                figure = draw(Path(root), trained, scale, by_arm)
+                figure = SAMPLES[table.samples](Path(root), table, scale, records)
             except (KeyError, OSError, RuntimeError, ValueError) as error:
-                notes.append(f"no new pictures of {table} at {scale} scale: {error}")
+                notes.append(f"no new pictures of {table.name} at {scale} scale: {error}")
                 continue
-            drawn.append(save(figure, folder / f"reproduction_samples_{table}_{scale}.png"))
+            drawn.append(save(figure, folder / f"reproduction_samples_{table.name}_{scale}.png"))
     return drawn, notes
 
 
 def curves(table, records, scale):
-    """Training loss, and the table's measure on test data, by epoch, of the first seed of each arm.
+    """Training loss, and the table's measure on test data, by epoch, of the first seed of each experiment.
 
     Args:
         table (Table): its ``curve`` is that measure.
-        records (dict): scale -> arm -> list of records.
+        records (dict): scale -> experiment -> list of records.
         scale (str): of the runs.
 
     Returns:
         Figure or None: None if there is nothing to draw.
     """
-    found = [(arm, records_of(arm, scale, records)) for arm in ARMS if arm.table == table.arms]
-    chosen = [(arm, group[0]) for arm, group in found if group and group[0]["curve"]]
-    if not chosen:
+    found = [(experiment.label, records_of(experiment, scale, records)) for experiment in table.experiments]
+    chosen = [(label, group[0]) for label, group in found if group and group[0]["curve"]]
+    if not chosen or table.curve is None:
         return None
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(f"{table.title.partition(': validation')[0]} ({scale} scale)")
+    figure.suptitle(f"{table.title} ({scale} scale)")
     losses, measure = figure.subplots(1, 2)
     evaluated, seen = [], []
-    for arm, record in chosen:
-        epoch = epochs_of(record)
-        steps, values = zip(*[(epoch(point), task_loss(point)) for point in record["curve"]], strict=True)
+    for label, record in chosen:
+        steps = [epochs(record, point) for point in record["curve"]]
+        values = [task_loss(point) for point in record["curve"]]
         diverged = record["diverged_at"] is not None
-        label = f"{arm.label}: diverged" if diverged else arm.label
-        line = losses.plot(steps, values, label=label)[0]
+        line = losses.plot(steps, values, label=f"{label}: diverged" if diverged else label)[0]
         seen += () if diverged else values
         points = [
-            (epoch(point), point["metrics"][table.curve.name])
+            (epochs(record, point), point["metrics"][table.curve.name])
             for point in record["evaluations"].get(table.curve.dataset, [])
             if table.curve.name in point["metrics"]
         ]
         if points:
-            evaluated.append((arm.label, line.get_color(), points))
+            evaluated.append((label, line.get_color(), points))
     losses.set(xlabel="epoch", ylabel="training loss, without the penalty")
     if seen:  # what diverged leaves the picture
         losses.set_ylim(0.95 * min(seen), 1.05 * max(seen))
@@ -101,13 +95,13 @@ def by_batch(table, records, scale):
     Arguments and result as of :func:`curves`. A training that diverged counts as 0.
     """
     lines = {}
-    for arm in ARMS:
-        group = records_of(arm, scale, records) if arm.table == table.arms else []
+    for experiment in table.experiments:
+        group = records_of(experiment, scale, records)
         values = [value_of(record, table.curve) for record in group]
         # a training that diverged has learned nothing, and one that finds nothing has an AP of NaN
         values = [0.0 if value is None or math.isnan(value) else value for value in values]
         if values:
-            lines.setdefault(group[0]["net"], []).append((group[0]["batch"], values))
+            lines.setdefault(experiment.net, []).append((group[0]["batch"], values))
     if not lines:
         return None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -140,11 +134,9 @@ def _draw_measure(axes, evaluated, heading):
     axes.set(xlabel="epoch", ylabel=heading, ylim=(0, None))
 
 
-def epochs_of(record):
-    """Function: an entry with ``iteration`` -> passes over the training set that are done after it."""
-    options = dict(zip(record["options"][::2], record["options"][1::2], strict=True))
-    images = train_images(record["dataset"], options.get("DATASETS.LGG_SPLIT"))
-    return lambda point: (point["iteration"] + 1) * record["batch"] / images
+def epochs(record, point):
+    """float: passes over the training set that are done after an entry with ``iteration``."""
+    return (point["iteration"] + 1) * record["batch"] / IMAGES[record["dataset"]]
 
 
 def save(figure, path):

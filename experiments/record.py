@@ -1,4 +1,4 @@
-"""One json a run: what was run, where, how it went and what came out."""
+"""The record of a run: what was run, where, how it went and what came out."""
 
 import datetime
 import hashlib
@@ -8,10 +8,12 @@ import os
 import re
 import statistics
 
-from ..files import write_atomically
-from ..provenance import hardware, versions
-from .cost import parameters_and_flops
-from .files import command_text, read_metrics
+from iso_d2.files import write_atomically
+from iso_d2.provenance import hardware, versions
+
+from .models import parameters_and_flops
+from .run import command_text, configuration, read_metrics
+from .training import COMMANDS
 
 # Points of a learning curve that are kept beside those with an evaluation
 CURVE_POINTS = 60
@@ -24,67 +26,64 @@ SETTINGS = ("smooth", "threshold", "largest_component")
 # Values of a metrics.json that a curve keeps
 CURVE_KEYS = re.compile(r"loss|total_loss|lr$|ortho/total$")
 
-
 logger = logging.getLogger(__name__)
 
 
-def write_record(job, diverged=None):
-    """Write the record of a job that has ended.
+def write_record(run, diverged=None):
+    """Write the record of a run that has ended.
 
     Args:
-        job (Job): its folder holds what the training left.
+        run (Run): its folder holds what the training left.
         diverged (int or None): iteration at which the loss was not finite any more.
 
     Returns:
-        dict: what was written to ``job.result_file``.
+        dict: what was written to ``run.record_file``.
 
     Raises:
         ValueError: the training left no metrics.
     """
-    folder = job.root / job.folder
+    folder = run.root / run.folder
     lines = merged_lines(read_metrics(folder / "metrics.json"))
     if not lines and diverged is None:
-        raise ValueError(f"{job.folder / 'metrics.json'} is missing or empty: the training wrote nothing")
-    parts = json.loads((folder / "parts.json").read_text())
-    evaluations = evaluations_of(lines, list(job.config.DATASETS.TEST))
+        raise ValueError(f"{run.folder / 'metrics.json'} is missing or empty: the training wrote nothing")
+    commands = json.loads((folder / COMMANDS).read_text())
+    evaluations = evaluations_of(lines, list(run.config.DATASETS.TEST))
     final = {name: points[-1]["metrics"] for name, points in evaluations.items()}
-    final.update(_evaluated_afterwards(folder, job.run.evaluate))
+    final.update(_evaluated_afterwards(folder, run.setting.evaluate))
     checkpoint = folder / "model_final.pth"
-    parameters, flops = parameters_and_flops(job.config)
+    parameters, flops = parameters_and_flops(run.config)
     record = {
-        "arm": job.arm.name,
-        "scale": job.scale,
-        "label": job.arm.label,
-        "net": job.run.net,
-        "table": job.arm.table,
-        "setup": job.run.setup,
-        "seed": job.seed,
-        "command": command_text(job.commands()[0]),
-        "config": job.run.config,
-        "options": list(job.run.options),
-        "starts_from": job.start and os.path.basename(job.start),
-        "commits": sorted({part["commit"] for part in parts}),
-        "uncommitted_changes": any(part["dirty"] for part in parts),
+        "experiment": run.experiment.name,
+        "scale": run.scale,
+        "label": run.experiment.label,
+        "table": run.experiment.table,
+        "setup": run.setting.setup,
+        "seed": run.seed,
+        "command": command_text(run.commands()[0]),
+        "starts_from": run.start and os.path.basename(run.start),
+        "commits": sorted({command["commit"] for command in commands}),
+        "uncommitted_changes": any(command["dirty"] for command in commands),
         "versions": versions(),
-        "hardware": hardware(job.config.MODEL.DEVICE, sorted({part["threads"] for part in parts})),
+        "hardware": hardware(run.config.MODEL.DEVICE, sorted({command["threads"] for command in commands})),
         "date": datetime.date.today().isoformat(),
-        "wall_seconds": round(sum(part["seconds"] for part in parts), 1),
-        "parts": len([part for part in parts if not part["evaluation_only"]]),
+        "wall_seconds": round(sum(command["seconds"] for command in commands), 1),
+        "starts": len([command for command in commands if not command["evaluation_only"]]),
         "seconds_per_iteration": seconds_per_iteration(lines),
-        "peak_memory_mb": max(part["peak_memory_mb"] for part in parts),
+        "peak_memory_mb": max(command["peak_memory_mb"] for command in commands),
         "peak_gpu_memory_mb": _gpu_memory(folder / "log.txt"),
         "parameters": parameters,
         "flops": flops,
-        "iterations": job.iterations,
-        "batch": job.config.SOLVER.IMS_PER_BATCH,
-        "dataset": job.config.DATASETS.TRAIN[0],
+        "iterations": run.iterations,
+        "batch": run.config.SOLVER.IMS_PER_BATCH,
+        "dataset": run.train_set,
         "diverged_at": diverged,
         "final": {} if diverged is not None else final,
         "evaluations": evaluations,
         "curve": thin(lines),
         "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
+        "configuration": configuration(run.config),
     }
-    write_atomically(job.result_file, json.dumps(record, indent=1) + "\n")
+    write_atomically(run.record_file, json.dumps(record, indent=1) + "\n")
     return record
 
 
@@ -137,15 +136,42 @@ def thin(lines):
     ]
 
 
+def value_of(record, metric):
+    """float or None: a metric of a run at its end; None if it diverged or has none."""
+    if record["diverged_at"] is not None:
+        return None
+    if metric.last > 1:
+        points = record["evaluations"].get(metric.dataset, [])[-metric.last :]
+        return statistics.mean(point["metrics"][metric.name] for point in points) if points else None
+    if metric.dataset:
+        return record["final"].get(metric.dataset, {}).get(metric.name)
+    return task_loss(record["curve"][-1]) if record["curve"] else None
+
+
+def task_loss(point):
+    """float: the losses of a point of a curve, added up, but for the orthogonality penalty.
+
+    Detectron2 names the losses only where there are several; a single one is in the total alone.
+    """
+    named = [value for key, value in point.items() if key.startswith("loss_") and key != "loss_ortho"]
+    return sum(named) if named else point["total_loss"]
+
+
+def records_of(experiment, scale, records):
+    """list[dict]: the records of an experiment, or of the one whose result it shares at full scale."""
+    name = experiment.same_as if experiment.same_as and scale == "full" else experiment.name
+    return records.get(scale, {}).get(name, [])
+
+
 def read_records(root, scale):
-    """dict[str, list[dict]]: arm -> its records at a scale, by seed; a damaged one is named and left out."""
+    """dict[str, list[dict]]: experiment -> its records at a scale, by seed; damaged ones are logged."""
     found = {}
     for path in sorted((root / "results" / "reproduction" / scale).glob("*.json")):
         try:
             record = json.loads(path.read_text())
-            found.setdefault(record["arm"], []).append(record)
+            found.setdefault(record["experiment"], []).append(record)
         except (KeyError, TypeError, ValueError):
-            logger.error("%s is damaged and left out: run its arm again", path)
+            logger.error("%s is damaged and left out: run its experiment again", path)
     return {name: sorted(records, key=lambda record: record["seed"]) for name, records in found.items()}
 
 
