@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from detectron2.config import CfgNode
 
 SCALES = ("full", "medium", "small")
 # In the order in which the experiments are run: in so few epochs the ablation says least
@@ -124,7 +124,7 @@ def read_tables(path):
     Returns:
         list[Table]
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = CfgNode.load_yaml_with_base(str(path))
     return [_table(content["group"], **entry) for entry in content["tables"]]
 
 

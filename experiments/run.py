@@ -109,7 +109,7 @@ class Run:
     @property
     def train_set(self):
         """str: name of the training set."""
-        return lgg_name(self.config, self.config.DATASETS.TRAIN[0])
+        return self.config.DATASETS.TRAIN[0]
 
     def iteration(self):
         """int: iterations that are written in its metrics.json; 0 if there is none."""
@@ -139,9 +139,9 @@ class Run:
         if isinstance(self.setting, str):
             return self.setting
         names = {*self.config.DATASETS.TRAIN, *self.config.DATASETS.TEST, self.setting.evaluate} - {""}
-        reasons = [missing(lgg_name(self.config, name), dataset_root()) for name in sorted(names)]
+        reasons = dict.fromkeys(missing(name, dataset_root()) for name in sorted(names))
         if any(reasons):
-            return next(filter(None, reasons))
+            return " ".join(filter(None, reasons))
         if self.start and not (self.root / self.start).is_file():
             return (
                 f"it starts from {self.experiment.starts_from}, whose weights are not here, or from a file "
@@ -185,11 +185,6 @@ def _flat(node, prefix=""):
     return found
 
 
-def lgg_name(cfg, name):
-    """str: name of a data set that also says which split of the LGG slices it is of."""
-    return name.replace("lgg_", "lgg_image_") if cfg.DATASETS.get("LGG_SPLIT") == "image" else name
-
-
 @functools.cache
 def missing(name, root):
     """What is wrong with a data set, by reading it.
@@ -202,11 +197,11 @@ def missing(name, root):
         str: what to do about it; "" if all its images are there.
     """
     try:
-        found = len(DatasetCatalog.get(name.replace("lgg_image_", "lgg_")))
+        found = len(DatasetCatalog.get(name))
     except (OSError, ValueError) as error:
         return str(error)
     expected = IMAGES.get(name, found)
-    if found == expected or name.startswith("lgg_image"):
+    if found == expected:
         return ""
     return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: get the others"
 

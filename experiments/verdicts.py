@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import yaml
+from detectron2.config import CfgNode
 from scipy import stats
 from tabulate import tabulate
 
@@ -71,7 +71,7 @@ class Verdict:
 def read_claims():
     """list[Claim]: those of tables/claims.yaml."""
     claims = []
-    for entry in yaml.safe_load((TABLES_FOLDER / "claims.yaml").read_text(encoding="utf-8")):
+    for entry in CfgNode.load_yaml_with_base(str(TABLES_FOLDER / "claims.yaml"))["claims"]:
         measure = dict(entry.pop("measure"))
         unit, lower = measure.pop("unit"), measure.pop("lower", False)
         claims.append(Claim(metric=Metric(**measure), unit=unit, lower=lower, **entry))

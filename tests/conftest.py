@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ CACHE = tempfile.mkdtemp(prefix="iso_d2-tests-")
 ROOT = Path(__file__).resolve().parents[1]
 NEARBY_DATA = ROOT.parent / "shared" / "datasets"
 
+# The workshops beside the package: they are not installed with it.
+sys.path.insert(0, str(ROOT))
 # All of this before any test imports iso_d2.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["ISO_D2_CACHE"] = CACHE

@@ -1,4 +1,4 @@
-"""A file imports only downwards: tools, benchmark | reproduction, engine, data | modeling | evaluation |
+"""A file imports only downwards: tools, benchmark | experiments, engine, data | modeling | evaluation |
 analysis, isometry | config | files | provenance."""
 
 import sys
@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "analysis": GROUND,
     "engine": FIRST,
     "benchmark": FIRST | {"engine"},
-    "reproduction": FIRST | {"engine"},
     "": FIRST | {"engine"},
 }
 
@@ -34,7 +33,7 @@ def forbidden(part, name):
         return not rest or rest[0] not in MAY_IMPORT[part] | {part}
     if part == "isometry":
         return top not in {"torch", *sys.stdlib_module_names}
-    return top in ("tools", "tests") or name.startswith(MODEL_ZOO)
+    return top in ("tools", "tests", "experiments") or name.startswith(MODEL_ZOO)
 
 
 def violations(root):
@@ -57,7 +56,7 @@ def test_imports_go_downwards():
 
 
 def test_nothing_imports_the_model_zoo():
-    files = [path for folder in ("tools", "tests") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("tools", "tests", "experiments") for path in (ROOT / folder).rglob("*.py")]
     assert [
         path for path in files if any(n.startswith("detectron2.model_zoo") for n in imported_names(path))
     ] == []

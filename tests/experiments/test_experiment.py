@@ -1,47 +1,45 @@
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
-from iso_d2.data.lgg import PATIENTS
-from iso_d2.data.lgg_patients import choose_slices
+from experiments.experiment import (
+    BY_NAME,
+    EXPERIMENTS,
+    LEFT_OUT,
+    TABLES,
+    Metric,
+    Setting,
+    in_order,
+    read_tables,
+)
+from experiments.run import Run
 from iso_d2.isometry import SharedScale, SReLU
-from iso_d2.reproduction.arm import GROUPS, SCALES, Run
-from iso_d2.reproduction.arms import ARMS, in_order
-from iso_d2.reproduction.jobs import Job, train_images
-from iso_d2.reproduction.needs import NEEDS
-from iso_d2.reproduction.report_values import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-BY_NAME = {arm.name: arm for arm in ARMS}
-RUNS = [(arm, scale) for arm in ARMS for scale in SCALES if isinstance(getattr(arm, scale), Run)]
 
 
 def config(name, scale):
-    return Job(BY_NAME[name], scale, 1, ROOT).config
+    return Run(BY_NAME[name], scale, 1, ROOT).config
 
 
 def test_names_are_unique_and_refer_to_what_there_is():
-    assert len(BY_NAME) == len(ARMS)
-    for arm in ARMS:
-        assert arm.group in GROUPS and set(arm.needs) <= set(NEEDS)
-        assert arm.starts_from in {"", *BY_NAME} and arm.same_as in {"", *BY_NAME}
-        assert arm.table == "pretraining" or arm.table in {table.arms for table in TABLES}
+    assert len(BY_NAME) == len(EXPERIMENTS) == 62
+    for experiment in EXPERIMENTS:
+        assert {experiment.starts_from, experiment.same_as} <= {"", *BY_NAME}
     for table in TABLES:
-        assert set(table.report) <= {arm.name for arm in ARMS if arm.table == table.arms}
+        for experiment in table.experiments:
+            assert len(experiment.report) <= len(table.metrics)
+            assert bool(experiment.net) == table.by_batch
 
 
-@pytest.mark.parametrize(("arm", "scale"), RUNS, ids=lambda x: getattr(x, "name", x))
-def test_every_arm_has_a_config_that_can_be_resumed(arm, scale):
-    job = Job(arm, scale, 1, ROOT)
-    cfg = job.config
-    assert cfg.SEED == 1 and cfg.OUTPUT_DIR.startswith(f"output/reproduce/{scale}/{arm.name}")
-    assert 0 < job.iterations < 100_000 and cfg.SOLVER.CHECKPOINT_PERIOD <= 2000
-    names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *filter(None, [job.run.evaluate])}
-    assert names <= set(DatasetCatalog.list())
-    measured = {m.dataset for table in TABLES if table.arms == arm.table for m in table.metrics}
-    assert arm.table == "pretraining" or measured & names
+def test_the_reports_own_experiments_are_run_first():
+    ordered = in_order()
+    assert sorted(one.name for one in ordered) == sorted(BY_NAME)
+    assert [bool(one.report) for one in ordered] == sorted(
+        (bool(one.report) for one in ordered), reverse=True
+    )
+    assert [one.name for one in ordered[:2]] == ["cifar10-risonet-gamma1e-4", "cifar10-isonet-gamma1e-4"]
 
 
 def test_the_reports_runs_have_its_settings():
@@ -51,60 +49,6 @@ def test_the_reports_runs_have_its_settings():
     cfg = config("mri-image-isounet", "full")
     assert (cfg.SOLVER.EPOCHS, cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.LGG_SPLIT) == (50, 20, "image")
     assert cfg.MODEL.UNET.LOSS == "dice"
-    assert [arm.name for arm in ARMS[:4]] == [
-        "cifar10-risonet-gamma1e-4",
-        "cifar10-isonet-gamma1e-4",
-        "mri-image-isounet",
-        "mri-image-unet-bn",
-    ]
-
-
-def test_arms_of_a_table_have_the_same_schedule():
-    for table in {arm.table for arm in ARMS} - {"pretraining"}:
-        for scale in SCALES:
-            solvers = set()
-            for arm, where in RUNS:
-                if arm.table == table and where == scale:
-                    job = Job(arm, scale, 1, ROOT)
-                    s = job.config.SOLVER
-                    images = s.IMS_PER_BATCH
-                    schedule = [job.iterations, s.WARMUP_ITERS, *s.STEPS, *s.EPOCH_STEPS]
-                    if table == "signal-scenes":  # batches differ: the same at the same number of images
-                        solvers.add((s.BASE_LR / images, *(steps * images for steps in schedule)))
-                    else:  # those of the signal have the best rate of each network
-                        rate = None if arm.group == "signal" else s.BASE_LR
-                        solvers.add((images, rate, *schedule))
-            assert len(solvers) <= 1, (table, scale)
-
-
-def test_iterations_follow_from_the_images():
-    records = [
-        {"patient": name, "slice": number}
-        for name, p in PATIENTS.items()
-        for number in range(1, p.slices + 1)
-    ]
-    for split in ("image", "patient"):
-        chosen = choose_slices("train", split, 0, 5, PATIENTS, records)
-        assert train_images("lgg_train", split) == len(chosen)
-    # 100 epochs of 50,000 images in batches of 128; 50 epochs of 3,340 slices in batches of 20
-    assert Job(BY_NAME["cifar10-resnet-bn"], "full", 1, ROOT).iterations == 39062
-    assert Job(BY_NAME["mri-image-unet-bn"], "full", 1, ROOT).iterations == 8350
-    assert Job(BY_NAME["coco-batch1-risonet-fpn"], "full", 1, ROOT).iterations == 12_000
-
-
-def test_what_is_short_differs_in_length_alone():
-    for arm in ARMS:
-        if isinstance(arm.medium, Run) and isinstance(arm.small, Run):
-            medium, small = (Job(arm, scale, 1, ROOT) for scale in ("medium", "small"))
-            assert medium.iterations > 2.4 * small.iterations
-            assert (arm.medium.net, arm.medium.config) == (arm.small.net, arm.small.config)
-            assert medium.config.MODEL == small.config.MODEL and medium.config.INPUT == small.config.INPUT
-
-
-def test_in_small_the_ablation_comes_last():
-    tables = [arm.table for arm in in_order("small")]
-    assert tables[-5:] == ["ablation"] * 5 and "ablation" not in tables[:-5]
-    assert in_order("full") == ARMS
 
 
 def test_ablations_take_away_what_they_say():
@@ -127,3 +71,41 @@ def test_ablations_take_away_what_they_say():
     assert all((t == 0).all() and not t.requires_grad for t in thresholds)
     assert config("cifar10-ablation-no-penalty", "small").ISO.ORTHO.COEFF == 0
     assert config("cifar10-ablation-no-scale", "small").SOLVER.SCALE_LR_FACTOR == 0
+
+
+FILE = """
+group: toys
+tables:
+  - name: toys
+    title: Toys
+    metrics: [{heading: a, name: a}, {heading: b, name: b, digits: 2}]
+    curve: b
+    scales:
+      full: {setup: long, options: A 1 B (1,)}
+      medium: no time
+      small: {setup: brief, evaluate: toy_train}
+    experiments:
+      - {name: x, label: X, full: x.yaml B (2,), short: x.yaml, report: ["1", ""]}
+      - {name: y, label: Y, full: [y.yaml, C '', "D '(3, 4)'"], small: y.yaml C 2}
+      - {name: z, label: Z, same_as: x}
+"""
+
+
+@pytest.fixture
+def toys(tmp_path):
+    path = tmp_path / "toys.yaml"
+    path.write_text(FILE)
+    (table,) = read_tables(path)
+    return table
+
+
+def test_a_file_of_tables_says_how_each_experiment_is_trained(toys):
+    x, y, z = toys.experiments
+    assert x.settings["full"] == Setting("x.yaml", ("A", "1", "B", "(1,)", "B", "(2,)"), "long")
+    assert x.settings["small"] == Setting("x.yaml", (), "brief", "toy_train")
+    assert y.settings["full"].options == ("A", "1", "B", "(1,)", "C", "", "D", "(3, 4)")
+    assert y.settings["small"].options == ("C", "2")
+    assert (x.group, x.table, x.report) == ("toys", "toys", ("1", ""))
+    assert toys.curve == Metric("b", name="b", digits=2)
+    assert x.settings["medium"] == y.settings["medium"] == "no time"
+    assert z.settings == {"full": "the same as x", "medium": "no time", "small": LEFT_OUT}

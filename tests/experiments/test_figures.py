@@ -5,13 +5,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from toy_records import toy_record, toy_records
 
-from iso_d2.reproduction import figures
-from iso_d2.reproduction.figures import curves, save, write_figures
-from iso_d2.reproduction.report_values import TABLES
-from iso_d2.reproduction.samples import score_to_draw
+from experiments import figures
+from experiments.experiment import TABLES
+from experiments.figures import curves, save, write_figures
 
 RISONET, ISONET = "cifar10-risonet-gamma1e-4", "cifar10-isonet-gamma1e-4"
-CIFAR10 = next(table for table in TABLES if table.arms == "cifar10")
+CIFAR10 = next(table for table in TABLES if table.name == "cifar10")
 
 
 def test_curves_are_by_epoch_and_without_the_penalty():
@@ -35,13 +34,11 @@ def test_several_evaluations_are_lines_by_epoch():
     np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0], [2.00192, 50.0]])
 
 
-def test_epochs_of_slices_depend_on_the_split():
-    point = {"iteration": 3346}
+def test_epochs_depend_on_the_training_set():
     # 3,347 and 3,340 slices
-    for split, epochs in (("patient", 8.0), ("image", 8 * 3347 / 3340)):
-        options = ["DATASETS.LGG_SPLIT", split]
-        record = toy_record("signal-lgg-unet-bn", dataset="lgg_train", batch=8, options=options)
-        assert figures.epochs_of(record)(point) == pytest.approx(epochs)
+    for name, epochs in (("lgg_train", 8.0), ("lgg_image_train", 8 * 3347 / 3340)):
+        record = toy_record("signal-lgg-unet-bn", dataset=name, batch=8)
+        assert figures.epochs(record, {"iteration": 3346}) == pytest.approx(epochs)
 
 
 def test_what_diverged_does_not_hide_the_others():
@@ -53,13 +50,11 @@ def test_what_diverged_does_not_hide_the_others():
 
 
 def test_batches_side_by_side_with_the_spread_of_their_seeds():
-    scenes = next(table for table in TABLES if table.arms == "signal-scenes")
+    scenes = next(table for table in TABLES if table.name == "signal-scenes")
 
     def run(net, batch, seed, ap, **more):
         final = {} if ap is None else {"shapes_test": {"AP": ap}}
-        return toy_record(
-            f"signal-scenes-{net}-batch{batch}", "medium", seed, final, net=net, batch=batch, **more
-        )
+        return toy_record(f"signal-scenes-{net}-batch{batch}", "medium", seed, final, batch=batch, **more)
 
     records = toy_records(
         *(run("risonet", 1, seed, ap) for seed, ap in ((1, 30.0), (2, 34.0))),
@@ -68,7 +63,10 @@ def test_batches_side_by_side_with_the_spread_of_their_seeds():
         run("bn", 8, 1, None, diverged=25),
     )
     axes = figures.by_batch(scenes, records, "medium").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["risonet", "bn"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "R-ISONet-18 FPN",
+        "ResNet-18 FPN, batch norm",
+    ]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "8"]
     means = [container[0].get_ydata().tolist() for container in axes.containers]
     assert means == [[32.0, 40.0], [0.0, 0.0]]
@@ -89,8 +87,7 @@ def test_without_checkpoints_an_old_picture_stays(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     old = folder / "reproduction_samples_mri-patient_small.png"
     old.write_bytes(b"old")
-    options = ["DATASETS.LGG_SPLIT", "patient"]
-    record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train", options=options)
+    record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train")
     _, notes = write_figures(tmp_path, toy_records(record))
     assert old.read_bytes() == b"old"
     assert len(notes) == 1 and "mri-patient-isounet/seed1/model_final.pth is not here" in notes[0]
@@ -102,11 +99,3 @@ def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
     whole = save(figure, tmp_path / "whole.png").stat().st_size
     monkeypatch.setattr(figures, "MAX_BYTES", whole // 2)
     assert 0 < save(figure, tmp_path / "half.png").stat().st_size <= whole // 2
-
-
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [([[0.9, 0.8], [0.6]], 0.5), ([[0.9, 0.2], [0.2, 0.35]], 0.3), ([[], [0.01]], 0.05)],
-)
-def test_the_score_from_which_detections_are_drawn(scores, expected):
-    assert score_to_draw([np.array(one) for one in scores]) == expected

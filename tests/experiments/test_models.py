@@ -1,14 +1,15 @@
 from pathlib import Path
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 
+from experiments.models import input_size, parameters_and_flops, write_backbone
 from iso_d2.engine.setup import load_config
-from iso_d2.reproduction.cost import parameters_and_flops
-from iso_d2.reproduction.weights import write_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW = ["MODEL.RESNETS.DEPTH", "20", "MODEL.RESNETS.OUT_FEATURES", "['res4']", "MODEL.DEVICE", "cpu"]
+RESIZE = "[['Resize', {'height': 96, 'width': 96}]]"
 
 
 def test_cost_of_a_resnet_20():
@@ -29,6 +30,21 @@ def test_the_cost_of_a_detector_depends_on_the_image_and_is_not_given():
     parameters, flops = parameters_and_flops(cfg)
     assert parameters > 11_000_000 and flops is None
     assert cfg.MODEL.DEVICE == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "side"),
+    [
+        ("cifar/resnet18_cifar10.yaml", (), 32),
+        ("cifar/resnet18_cifar10.yaml", ("INPUT.ALBUMENTATIONS.TEST", RESIZE), 32),  # in memory: no pipeline
+        ("cifar/resnet18_cifar10.yaml", ("INPUT.IN_MEMORY", False, "INPUT.ALBUMENTATIONS.TEST", RESIZE), 96),
+        ("isounet_lgg.yaml", ("DATASETS.TRAIN", "('lgg_image_train',)"), 224),
+        ("quick/isounet_narrow_lgg.yaml", (), 112),
+        ("quick/risonet18_frcnn_shapes.yaml", (), None),
+    ],
+)
+def test_the_size_of_the_images(config, options, side):
+    assert input_size(load_config(ROOT / "configs" / config, options)) == side
 
 
 def test_a_backbone_is_written_without_classifier_and_prefix(tmp_path):

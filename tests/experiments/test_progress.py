@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iso_d2.reproduction.progress import Progress, clock_text
+from experiments.progress import Progress, clock_text
 
 
 class Clock:
@@ -12,13 +12,12 @@ class Clock:
         return self.now
 
 
-class ToyJob:
-    """A job of 100 iterations; `done` says how far it is."""
+class ToyRun:
+    """A run of 100 iterations; `done` says how far it is."""
 
-    def __init__(self, name, seconds, group="cifar"):
+    def __init__(self, name, table="t", group="g"):
         self.name, self.done, self.iterations = name, 0, 100
-        self.arm = SimpleNamespace(group=group)
-        self.run = SimpleNamespace(seconds=seconds)
+        self.experiment = SimpleNamespace(table=table, group=group)
 
     def iteration(self):
         return self.done
@@ -29,50 +28,61 @@ def clock():
     return Clock()
 
 
+def measured(clock, runs, parallel=1):
+    """A progress whose first run has made half of its iterations in 100 seconds."""
+    progress = Progress(runs, parallel, print, clock)
+    progress.started(runs[0])
+    clock.now, runs[0].done = clock.now + 100.0, 50
+    return progress
+
+
 def test_remaining_time_is_that_of_the_iterations_so_far(clock):
-    first, second = ToyJob("a", 1.0), ToyJob("b", 2.0)
-    progress = Progress([first, second], 1, print, clock)
-    progress.started(first)
-    assert progress.remaining(first) == 100.0  # nothing measured: the guess
-    clock.now, first.done = 60.0, 20
-    line = progress.line([first])
-    # 3 s an iteration instead of 1: 80 of them are left, and the other takes three times its guess, too.
+    runs = [ToyRun("a"), ToyRun("b")]
+    line = measured(clock, runs).line(runs[:1])
+    # 2 s an iteration: 50 of them are left of the one, and all of the other
     assert line == (
-        "a: iteration 20 of 100, 0:01:00, 0:04:00 left | all: 0 of 2 ended, 0:01:00, 0:14:00 left"
+        "a: iteration 50 of 100, 0:01:40, 0:01:40 left | all: 0 of 2 ended, 0:01:40, 0:05:00 left"
     )
 
 
 def test_iterations_from_before_a_stop_took_no_time_now(clock):
-    job = ToyJob("a", 1.0)
-    job.done = 50
-    progress = Progress([job], 1, print, clock)
-    progress.started(job)
-    clock.now, job.done = 20.0, 60
-    progress.line([job])
-    assert progress.remaining(job) == pytest.approx(2.0 * 40)
+    run = ToyRun("a")
+    run.done = 40
+    progress = measured(clock, [run])
+    progress.line([run])
+    assert progress.remaining(run) == pytest.approx(10.0 * 50)
+
+
+def test_the_nearest_relatives_say_how_long_an_iteration_takes(clock):
+    slow, quick = ToyRun("slow"), ToyRun("quick", table="u")
+    new, cousin, stranger = ToyRun("new"), ToyRun("cousin", table="v"), ToyRun("stranger", "w", "h")
+    progress = measured(clock, [slow, quick, new, cousin, stranger])
+    progress.ended(slow)
+    progress.started(quick)
+    clock.now, quick.done = clock.now + 50.0, 50
+    progress.ended(quick)
+    assert progress.remaining(new) == pytest.approx(200.0)
+    assert progress.remaining(cousin) == pytest.approx(150.0)
+    assert progress.remaining(stranger) is None
 
 
 def test_side_by_side_the_rest_takes_its_share_of_the_time_but_no_less_than_the_longest(clock):
-    jobs = [ToyJob(name, 1.0) for name in "abc"]
-    jobs[0].iterations = 1000
-    progress = Progress(jobs, 2, print, clock)
-    assert progress.line([]).endswith("0:16:40 left")
-    jobs[0].iterations = 100
-    assert progress.line([]).endswith("0:02:30 left")
+    runs = [ToyRun(name) for name in "abcd"]
+    progress = measured(clock, runs, parallel=2)
+    progress.ended(runs[0])
+    assert progress.line([]).endswith("0:05:00 left")
+    runs[1].iterations = 1000
+    assert progress.line([]).endswith("0:33:20 left")
 
 
 def test_unknown_times_are_no_numbers(clock):
-    first, second = ToyJob("a", None), ToyJob("b", None, group="mri")
-    progress = Progress([first, second], 1, print, clock)
-    assert progress.line([]).endswith("0:00:00, ? left")
-    progress.started(first)
-    clock.now, first.done = 25.0, 50
-    assert progress.line([first]).endswith("0:00:25, more than 0:00:25 left")
-    clock.now, first.done = 50.0, 100
+    first, second = ToyRun("a"), ToyRun("b", table="u", group="h")
+    assert Progress([first, second], 1, print, clock).line([]).endswith("0:00:00, ? left")
+    progress = measured(clock, [first, second])
+    assert progress.line([first]).endswith("0:01:40, more than 0:01:40 left")
     progress.ended(first)
-    assert progress.remaining(second) is None
     progress.ended(second)
-    assert progress.line([]) == "all: 2 of 2 ended, 0:00:50, 0:00:00 left"
+    assert progress.line([]) == "all: 2 of 2 ended, 0:01:40, 0:00:00 left"
 
 
 def test_clock_text():

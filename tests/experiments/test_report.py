@@ -1,21 +1,16 @@
+import json
+
 import pytest
 from toy_records import toy_record, toy_records
 
-from iso_d2.reproduction.report_values import TABLES, Metric
-from iso_d2.reproduction.tables import (
-    BEGIN,
-    END,
-    table_lines,
-    tables_text,
-    value_of,
-    with_part,
-    write_tables,
-)
-from iso_d2.reproduction.zoo import write_zoo
+from experiments.experiment import TABLES
+from experiments.report import results_text, table_lines, with_part, write_report
 
 RISONET, ISONET = "cifar10-risonet-gamma1e-4", "cifar10-isonet-gamma1e-4"
-CIFAR10 = next(table for table in TABLES if table.arms == "cifar10")
-ABLATION = next(table for table in TABLES if table.arms == "ablation")
+CIFAR10 = next(table for table in TABLES if table.name == "cifar10")
+ABLATION = next(table for table in TABLES if table.name == "ablation")
+MRI = next(table for table in TABLES if table.name == "mri-patient")
+START, END = "<!-- verdicts: start -->", "<!-- verdicts: end -->"
 
 
 def accuracy(test, train=None):
@@ -57,47 +52,39 @@ def test_several_seeds_give_mean_and_spread():
     assert rows(CIFAR10, records)["R-ISONet, gamma 1e-4"]["test top-1 (%): small"] == "53.0 ± 3.6 (n=3)"
 
 
-def test_a_mean_over_the_last_evaluations():
-    points = [{"iteration": i, "metrics": {"volume_dice_mean": v}} for i, v in enumerate((0, 60, 70, 74))]
-    record = toy_record("signal-lgg-unet-bn", evaluations={"lgg_val": points})
-    metric = Metric("Dice", "lgg_val", "volume_dice_mean", last=3)
-    assert value_of(record, metric) == pytest.approx(68)
-    assert value_of({**record, "diverged_at": 7}, metric) is None
-    assert value_of({**record, "evaluations": {}}, metric) is None
-
-
-def test_what_is_missing_is_named_with_the_reason():
+def test_only_what_was_measured_is_shown_and_how(tmp_path):
     text = "\n".join(table_lines(CIFAR10, toy_records(toy_record(RISONET, final=accuracy(50.0)))))
-    assert "Small: R-ISONet-20: depth 20, 2 epochs." in text
-    assert "Missing at small scale (left out, for time): R-ISONet, gamma 3e-4; ISONet, gamma 3e-4; " in text
-    assert "Missing at small scale (no result yet): ISONet, gamma 1e-4; ResNet, batch norm" in text
-    assert "Missing at full scale (no result yet): R-ISONet, gamma 1e-4; " in text
-    assert "Protocol: The report names neither depth" in text
+    assert "- Small: depth 20, 2 epochs." in text and "- Protocol: The report names neither depth" in text
+    assert "full" not in text and "| ResNet, batch norm" not in text
+    assert "| ISONet, gamma 1e-4" in text  # what the report has stays beside it
+    assert table_lines(CIFAR10, toy_records()) == []
+    assert "### " not in results_text(tmp_path, toy_records())
 
 
-def test_the_loss_without_the_penalty_is_taken_from_the_end_of_the_curve():
-    records = toy_records(toy_record("cifar10-ablation-no-srelu", table="ablation", final=accuracy(30.0)))
-    row = rows(ABLATION, records)["without SReLU (ReLU)"]
-    assert row["training loss at the end, without the penalty: small"] == "1.50"
+def test_setups_that_differ_say_whose_they_are():
+    records = toy_records(
+        toy_record(RISONET), toy_record(ISONET, setup="depth 56", starts_from="backbone.pth")
+    )
+    assert table_lines(CIFAR10, records)[-3:-1] == [
+        "- Small (R-ISONet, gamma 1e-4): depth 20, 2 epochs.",
+        "- Small (ISONet, gamma 1e-4): depth 56, from backbone.pth.",
+    ]
 
 
-def test_a_net_without_penalty_has_its_loss_in_the_total_alone():
-    curve = [{"iteration": 390, "total_loss": 1.25, "lr": 0.1}]
-    record = toy_record("cifar10-ablation-no-penalty", table="ablation", final=accuracy(30.0), curve=curve)
-    row = rows(ABLATION, toy_records(record))["without the orthogonality penalty"]
-    assert row["training loss at the end, without the penalty: small"] == "1.25"
+def test_a_table_has_a_part_for_each_data_set():
+    final = {"lgg_val": {"dice_loss": 0.1, "volume_dice_mean": 80.0}, "lgg_train": {"dice_loss": 0.05}}
+    lines = table_lines(MRI, toy_records(toy_record("mri-patient-isounet", final=final)))
+    parts = [line for line in lines if line.endswith(":") and not line.startswith("-")]
+    assert parts == ["Validation:", "Training set:", "Validation, what the report does not measure:"]
 
 
-def test_at_full_scale_the_ablation_is_compared_with_the_arm_of_the_report():
+def test_at_full_scale_the_ablation_is_compared_with_the_experiment_of_the_report():
     records = toy_records(toy_record(RISONET, "full", final=accuracy(93.0)))
     assert rows(ABLATION, records)["R-ISONet, all parts"]["test top-1 (%): full"] == "93.0"
-    assert "all parts" not in "\n".join(
-        line for line in table_lines(ABLATION, records) if "Missing at full" in line
-    )
 
 
 def test_where_the_runs_were_made_is_said(tmp_path):
-    text = tables_text(tmp_path, toy_records(toy_record(RISONET), toy_record(ISONET)))
+    text = results_text(tmp_path, toy_records(toy_record(RISONET), toy_record(ISONET)))
     assert (
         "- *small*: 2 runs, 1.0 hours in all, 2026-01-02; a CPU, 2 cores, 1 thread a run, no GPU; "
         "commit abc1234; python 3.11.7, torch 2.14.1." in text
@@ -105,45 +92,40 @@ def test_where_the_runs_were_made_is_said(tmp_path):
     assert "*full*: 0 runs" not in text
 
 
-def test_only_the_part_between_the_marks_is_written(tmp_path):
-    (tmp_path / "results").mkdir()
-    path = tmp_path / "results" / "README.md"
-    path.write_text("# Measured\n\nby hand, above\n")
-    write_tables(tmp_path, toy_records())
-    first = path.read_text()
-    assert first.startswith(f"# Measured\n\n{BEGIN}\n\nThe tables below")
-    assert first.endswith(f"{END}\n\nby hand, above\n")
-    path.write_text(first.replace("# Measured\n", "# Measured\n\nThree sentences.\n"))
-    write_tables(tmp_path, toy_records(toy_record(RISONET, final=accuracy(12.3))))
-    second = path.read_text()
-    assert second.startswith(f"# Measured\n\nThree sentences.\n\n{BEGIN}") and "12.3" in second
-    assert second.endswith(f"{END}\n\nby hand, above\n") and second.count(BEGIN) == 1
+def test_only_the_parts_between_the_marks_are_written(tmp_path):
+    record = toy_record(RISONET, final=accuracy(12.3))
+    folder = tmp_path / "results" / "reproduction" / "small"
+    folder.mkdir(parents=True)
+    results, front = tmp_path / "results" / "README.md", tmp_path / "README.md"
+    front.write_text("no marks")
+    said = write_report(tmp_path)
+    assert said == "written: results/README.md" and front.read_text() == "no marks"
+    (folder / "a-seed1.json").write_text(json.dumps(record))
+    results.write_text(
+        results.read_text().replace("# Measured results\n", "# Ours\n\nThree sentences.\n") + "below"
+    )
+    front.write_text(f"above {START}old{END} below")
+    said = write_report(tmp_path).splitlines()
+    assert said[1:] == ["written: results/README.md", "written: README.md"]
+    text = results.read_text()
+    assert text.startswith(
+        "# Ours\n\nThree sentences.\n\n<!-- reproduction: start -->\n\n## Do the report's claims"
+    )
+    assert "| 12.3 " in text and text.endswith("<!-- reproduction: end -->\nbelow")
+    assert front.read_text().startswith(f"above {START}\n\n| claim") and "old" not in front.read_text()
+    assert front.read_text().endswith(f"|\n\n{END} below")
 
 
-@pytest.mark.parametrize("text", [f"a {BEGIN} b", f"{END} a {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+@pytest.mark.parametrize("text", [f"a {START} b", f"{END} a {START}", f"{START}{END}{START}{END}", "none"])
 def test_marks_that_do_not_fit_are_refused(text):
     with pytest.raises(ValueError, match=r"README\.md must hold"):
-        with_part(text, "new", "README.md")
+        with_part(text, "verdicts", "new", "README.md")
 
 
 def test_pictures_are_shown_where_they_are(tmp_path):
     folder = tmp_path / "docs" / "figures"
     folder.mkdir(parents=True)
     (folder / "reproduction_mri-patient_small.png").touch()
-    text = tables_text(tmp_path, toy_records())
+    text = results_text(tmp_path, toy_records(toy_record("mri-patient-isounet"), toy_record(RISONET)))
     assert text.count("(../docs/figures/reproduction_mri-patient_small.png)") == 1
     assert "reproduction_cifar10" not in text
-
-
-def test_the_list_of_models(tmp_path):
-    assert write_zoo(tmp_path, toy_records()) is None
-    write_zoo(tmp_path, toy_records(toy_record(RISONET, final=accuracy(49.27))))
-    text = (tmp_path / "MODEL_ZOO.md").read_text()
-    row = next(line for line in text.splitlines() if RISONET in line)
-    for part in (
-        f"results/reproduction/small/{RISONET}-seed1.json",
-        "test top-1 (%) 49.3",
-        "| 0.754 | 1.0 GB | 0.27 M | 0.0408 G | `0123456789ab` |",
-    ):
-        assert part in row
-    assert "## Scale full" not in text

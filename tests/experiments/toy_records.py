@@ -1,7 +1,7 @@
 """Records as runs would have written them."""
 
 
-def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cifar10", **more):
+def toy_record(experiment, scale="small", seed=1, final=None, diverged=None, table="cifar10", **more):
     """A record with a curve of three points; `final` is data set -> metrics."""
     curve = [
         {"iteration": i, "loss_cls": loss, "loss_ortho": 5.0, "total_loss": loss + 5, "lr": 0.1}
@@ -9,15 +9,13 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
     ]
     final = final or {}
     return {
-        "arm": arm,
+        "experiment": experiment,
         "scale": scale,
-        "label": arm,
-        "net": "R-ISONet-20",
+        "label": experiment,
         "table": table,
         "setup": "depth 20, 2 epochs",
         "seed": seed,
         "starts_from": "",
-        "config": "configs/cifar/risonet18_cifar10.yaml",
         "commits": ["abc1234"],
         "uncommitted_changes": False,
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
@@ -29,7 +27,6 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
         "peak_gpu_memory_mb": None,
         "parameters": 271_603,
         "flops": 40_817_280,
-        "options": [],
         "iterations": 391,
         "batch": 128,
         "dataset": "cifar10_train",
@@ -43,8 +40,8 @@ def toy_record(arm, scale="small", seed=1, final=None, diverged=None, table="cif
 
 
 def toy_records(*records):
-    """scale -> arm -> records, as the report takes them."""
+    """scale -> experiment -> records, as the report takes them."""
     found = {"full": {}, "medium": {}, "small": {}}
     for record in records:
-        found[record["scale"]].setdefault(record["arm"], []).append(record)
+        found[record["scale"]].setdefault(record["experiment"], []).append(record)
     return found

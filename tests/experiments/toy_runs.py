@@ -1,11 +1,11 @@
-"""Arms whose training is a script of a few lines, in a repository of their own."""
+"""Runs whose training is a script of a few lines, in a repository of their own."""
 
-from pathlib import Path
+from experiments.experiment import Experiment, Setting
+from experiments.run import Run
+from iso_d2.files import write_atomically
 
-from iso_d2.reproduction.arm import Arm, Run
-from iso_d2.reproduction.jobs import Job
-
-# Takes the arguments of tools/train_net.py. DO says what it does; without a stop it makes 10 iterations.
+# Takes the arguments of tools/train_net.py. MODEL.META_ARCHITECTURE says what it does; a whole training has 10
+# iterations.
 TRAIN = """
 import json, subprocess, sys, time
 from pathlib import Path
@@ -13,7 +13,16 @@ from pathlib import Path
 words = sys.argv[sys.argv.index("--config-file") + 2 :]
 options = dict(zip(words[::2], words[1::2]))
 folder = Path(options["OUTPUT_DIR"])
-do = options["DO"]
+do = options["MODEL.META_ARCHITECTURE"]
+
+
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.01)
+
+
 if do == "fail":
     print("Traceback (most recent call last):\\nValueError: no such thing\\n")
     sys.exit(1)
@@ -22,14 +31,17 @@ if do == "diverge":
 if do == "hang":
     child = subprocess.Popen(["sleep", "60"])
     (folder / "child").write_text(str(child.pid))
-    time.sleep(60)
+if do.startswith("meet "):  # another run, which must be there at the same time
+    (folder / "here").touch()
+    wait_for(folder.parents[1] / do.removeprefix("meet ") / "seed1" / "here")
 if "--eval-only" in sys.argv:
     (folder / "evaluated").write_text(options["DATASETS.TEST"])
     sys.exit(0)
 metrics = folder / "metrics.json"
 done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
 for iteration in range(done, 10):
-    time.sleep(0.3 if do == "slow" else 0)
+    if iteration == 3 and do in ("pause", "hang"):
+        wait_for(folder / "go")
     with open(metrics, "a") as file:
         file.write(json.dumps({"iteration": iteration, "total_loss": 1.0}) + "\\n")
 if do == "explode":
@@ -40,16 +52,17 @@ if do == "explode":
 
 def toy_repository(folder):
     """Path: a repository with a stand-in of tools/train_net.py and a config."""
-    (folder / "tools").mkdir()
-    (folder / "tools" / "train_net.py").write_text(TRAIN)
-    (folder / "configs").mkdir()
-    (folder / "configs" / "toy.yaml").write_text("SOLVER:\n  MAX_ITER: 10\nVERSION: 2\n")
-    return Path(folder)
+    for name, text in (
+        ("tools/train_net.py", TRAIN),
+        ("configs/toy.yaml", "DATASETS:\n  TRAIN: ()\n  TEST: ()\nSOLVER:\n  MAX_ITER: 10\nVERSION: 2\n"),
+    ):
+        write_atomically(folder / name, text)
+    return folder
 
 
-def toy_job(root, name, do="train", needs=(), small=None, **more):
-    """A job that does `do`."""
-    run = Run("toy", "configs/toy.yaml", ("DO", do), "a toy", seconds=2.0, evaluate=more.pop("evaluate", ""))
-    kind, absent = more.pop("table", "toys"), "not here"
-    arm = Arm(name, "cifar", kind, name, needs, full=absent, medium=absent, small=small or run, **more)
-    return Job(arm, "small", 1, root)
+def toy_run(root, name, do="train", setting=None, data=(), evaluate="", table="toys", **more):
+    """A run that does `do`, on the data sets `data`."""
+    options = ("MODEL.META_ARCHITECTURE", do, "DATASETS.TRAIN", str(tuple(data)))
+    setting = setting or Setting("configs/toy.yaml", options, "a toy", evaluate)
+    experiment = Experiment(name, "cifar", table, name, {"small": setting}, **more)
+    return Run(experiment, "small", 1, root)
