@@ -85,7 +85,11 @@ def test_the_table_of_verdicts():
     records = toy_records(*seeds(ONE, [61.0, 63.0]), *seeds(OTHER, [51.0]))
     long, short = verdict_table(records).splitlines(), verdict_table(records, short=True).splitlines()
     assert [cell.strip() for cell in long[2].split("|")[2:-1]] == [
-        "top-1 90.32 %, no ResNet beside it", "top-1 62.0 ± 1.4 against 51.0 %", "small", "2, 1", "undecided (one seed)"
-    ]  # fmt: skip
+        "top-1 90.32 %, no ResNet beside it",
+        "top-1 62.0 ± 1.4 against 51.0 %",
+        "small",
+        "2, 1",
+        "undecided (one seed)",
+    ]
     assert len(long) == 2 + len(read_claims()) and "undecided (not measured)" in long[3]
     assert len(short) == 3 and "| top-1 62.0 ± 1.4 against 51.0 % (small) |" in short[2]

@@ -4,8 +4,8 @@ from experiments.experiment import Experiment, Setting
 from experiments.run import Run
 from iso_d2.files import write_atomically
 
-# Takes the arguments of tools/train_net.py. MODEL.META_ARCHITECTURE says what it does; a whole training has 10
-# iterations.
+# Takes the arguments of tools/train_net.py. MODEL.META_ARCHITECTURE says what it does; a whole training has
+# ten iterations.
 TRAIN = """
 import json, subprocess, sys, time
 from pathlib import Path
