@@ -151,14 +151,11 @@ def save(figure, path):
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
-    full = Image.open(buffer).convert("RGB")
-    share = 1.0
+    image = Image.open(buffer).convert("RGB")
     while True:
-        size = [max(1, round(side * share)) for side in full.size]
         content = io.BytesIO()
-        full.resize(size, Image.Resampling.LANCZOS).quantize(256).save(content, "PNG", optimize=True)
+        image.quantize(256).save(content, "PNG", optimize=True)
         if content.tell() <= MAX_BYTES:
-            break
-        share *= SHRINK
-    path.write_bytes(content.getvalue())
-    return path
+            path.write_bytes(content.getvalue())
+            return path
+        image = image.resize([max(1, round(side * SHRINK)) for side in image.size], Image.Resampling.LANCZOS)

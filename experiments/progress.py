@@ -79,18 +79,16 @@ class Progress:
 
     def remaining(self, run):
         """float or None: seconds that a run still takes; None: nothing like it has been measured."""
-        like = [
-            [self._rates[other.name] for other in self.runs if other.name in self._rates and is_like(other)]
-            for is_like in (
-                lambda other: other is run,
-                lambda other: other.experiment.table == run.experiment.table,
-                lambda other: other.experiment.group == run.experiment.group,
-            )
-        ]
-        measured = next(filter(None, like), None)
-        if measured is None:
-            return None
-        return sum(measured) / len(measured) * max(0, run.iterations - run.iteration())
+        for is_like in (
+            lambda other: other is run,
+            lambda other: other.experiment.table == run.experiment.table,
+            lambda other: other.experiment.group == run.experiment.group,
+        ):
+            like = [other for other in self.runs if is_like(other) and other.name in self._rates]
+            if like:
+                rate = sum(self._rates[other.name] for other in like) / len(like)
+                return rate * max(0, run.iterations - run.iteration())
+        return None
 
     def _measure(self, run):
         begin, before = self._begun[run.name]

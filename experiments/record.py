@@ -148,6 +148,14 @@ def value_of(record, metric):
     return task_loss(record["curve"][-1]) if record["curve"] else None
 
 
+def mean_text(values, metric):
+    """str: the mean of some seeds, with the standard deviation if there are several; "-" without any."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{metric.digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{metric.digits}f}{spread}"
+
+
 def task_loss(point):
     """float: the losses of a point of a curve, added up, but for the orthogonality penalty.
 

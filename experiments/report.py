@@ -1,14 +1,12 @@
 """What is made of the records: verdicts, the report's tables with our figures beside them, and figures."""
 
-import statistics
-
 from tabulate import tabulate
 
 from iso_d2.files import write_atomically
 
 from .experiment import SCALES, TABLES
 from .figures import WHERE_FIGURES, write_figures
-from .record import read_records, records_of, value_of
+from .record import mean_text, read_records, records_of, value_of
 from .verdicts import RULE, verdict_table
 
 # What the tool writes stands between a start and an end; the rest of the file is written by hand.
@@ -142,18 +140,16 @@ def table_lines(table, records):
     sources = [*(["report"] if in_report else []), *scales]
     lines = []
     for part in dict.fromkeys(metric.part for metric in table.metrics):
-        metrics = [metric for metric in table.metrics if metric.part == part]
-        columns = [
-            (m, source) for m in metrics for source in sources if _has_values(table, records, m, source)
-        ]
-        rows = [
-            [experiment.label, *(cell(table, experiment, records, *column) or "-" for column in columns)]
-            for experiment in table.experiments
-        ]
-        rows = [row for row in rows if set(row[1:]) - {"-"}]
-        headers = ["", *(f"{metric.heading}: {source}" for metric, source in columns)]
+        columns = {"": [experiment.label for experiment in table.experiments]}
+        for metric in (metric for metric in table.metrics if metric.part == part):
+            for source in sources:
+                texts = [cell(table, experiment, records, metric, source) for experiment in table.experiments]
+                if any(text and not text.startswith("diverged") for text in texts):
+                    columns[f"{metric.heading}: {source}"] = texts
+        rows = [row for row in zip(*columns.values(), strict=True) if any(row[1:])]
+        rows = [[text or "-" for text in row] for row in rows]
         lines += [f"{part[0].upper()}{part[1:]}:", ""] if part else []
-        lines += [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+        lines += [tabulate(rows, list(columns), tablefmt="github", disable_numparse=True), ""]
     lines += setups(table, scales, records)
     return [*lines, f"- Protocol: {table.protocol}"] if table.protocol else lines
 
@@ -170,10 +166,7 @@ def cell(table, experiment, records, metric, source):
     values = [value for record in found if (value := value_of(record, metric)) is not None]
     if not values:
         return ""
-    mean = f"{statistics.mean(values):.{metric.digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):.{metric.digits}f} (n={len(values)})"
+    return mean_text(values, metric) + (f" (n={len(values)})" if len(values) > 1 else "")
 
 
 def setups(table, scales, records):
@@ -199,10 +192,3 @@ def pictures(root, table):
         for name in names
         if (root / WHERE_FIGURES / name).is_file()
     ]
-
-
-def _has_values(table, records, metric, source):
-    if source == "report":
-        return any(cell(table, experiment, records, metric, source) for experiment in table.experiments)
-    found = [record for experiment in table.experiments for record in records_of(experiment, source, records)]
-    return any(value_of(record, metric) is not None for record in found)

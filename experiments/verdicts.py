@@ -9,7 +9,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from .experiment import BY_NAME, SCALES, TABLES_FOLDER, Metric
-from .record import records_of, value_of
+from .record import mean_text, records_of, value_of
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CONFIDENCE = 0.95
@@ -142,7 +142,7 @@ def verdict_table(records, short=False):
     rows = []
     for claim in read_claims():
         verdict = judge(claim, records)
-        ours = " against ".join(_text(values, claim.metric) for values in verdict.values)
+        ours = " against ".join(mean_text(values, claim.metric) for values in verdict.values)
         counts = dict.fromkeys(str(len(values)) for values in verdict.values)
         rows.append(
             {
@@ -170,10 +170,3 @@ def _values(claim, experiment, scale, records):
         for record, value in values
         if record["diverged_at"] is not None or value is not None
     )
-
-
-def _text(values, metric):
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.{metric.digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{metric.digits}f}"
