@@ -128,7 +128,7 @@ class Run:
         if not changed:
             return ""
         key = changed[0]
-        more = f" and {len(changed) - 1} more" if changed[1:] else ""
+        more = f", and {len(changed) - 1} more" if changed[1:] else ""
         return (
             f"{self.record_file.name} is of another configuration "
             f"({key} {made.get(key, 'by default')} there, {now.get(key, 'by default')} here{more})"

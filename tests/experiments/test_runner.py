@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+from detectron2.data import DatasetCatalog
 from toy_runs import toy_repository, toy_run
 
 from experiments import run as run_module
@@ -100,8 +101,8 @@ def test_a_forced_run_that_was_stopped_goes_on_without_force(root):
     ("content", "why"),
     [
         (
-            '{"configuration": {"MODEL.META_ARCHITECTURE": "other", "SOLVER.MAX_ITER": "10"}}',
-            "is of another configuration (DATASETS.TEST by default there, [] here and 2 more)",
+            '{"configuration": {"MODEL.META_ARCHITECTURE": "other"}}',
+            "is of another configuration (MODEL.META_ARCHITECTURE other there, train here, and 1 more)",
         ),
         ('{"config": "configs/t', "is damaged"),
         ("[]", "is damaged"),
@@ -152,13 +153,14 @@ def test_missing_data_and_what_a_scale_lacks_are_named(root, monkeypatch):
 
 def test_data_that_are_incomplete_or_damaged_are_named(root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    monkeypatch.setitem(run_module.IMAGES, "shapes_test", 61)
+    monkeypatch.setitem(run_module.IMAGES, "toy_train", 4)
+    monkeypatch.setitem(DatasetCatalog, "toy_train", lambda: [{}] * 3)
     name = "coco/annotations/instances_person_bicycle_car_test55.json"
     write_atomically(root / name, '{"images": [')
-    runs = [toy_run(root, "a", data=["coco_pbc_test"]), toy_run(root, "b", data=["shapes_test"])]
+    runs = [toy_run(root, "a", data=["coco_pbc_test"]), toy_run(root, "b", data=["toy_train"])]
     runner = carry_out([*runs, toy_run(root, "c")])
     assert "instances_person_bicycle_car_test55.json is not valid json" in runner.skipped["a seed 1"]
-    assert "shapes_test has 60 of its 61 images" in runner.skipped["b seed 1"]
+    assert "toy_train has 3 of its 4 images" in runner.skipped["b seed 1"]
     assert runner.records == [("c", None)]
 
 
