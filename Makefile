@@ -51,7 +51,7 @@ format: $(READY)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find iso_d2 benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find iso_d2 benchmarks experiments tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted set-up starts again.
 $(READY): requirements.txt setup.py Makefile

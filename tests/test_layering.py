@@ -1,4 +1,4 @@
-"""A file imports only downwards: tools, benchmarks | reproduction, engine, data | modeling | evaluation |
+"""A file imports only downwards: tools, benchmarks | experiments, engine, data | modeling | evaluation |
 analysis, isometry | config | files | placement | provenance."""
 
 import sys
@@ -8,6 +8,8 @@ from reading_imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_ZOO = "detectron2.model_zoo"
+# Packages beside iso_d2, on its shoulders
+WORKSHOPS = ("benchmarks", "experiments")
 GROUND = {"isometry", "config", "files", "placement", "provenance"}
 FIRST = GROUND | {"data", "modeling", "evaluation", "analysis"}
 # What each part of iso_d2 may import beside itself. "" is iso_d2/__init__.py, which registers everything.
@@ -22,7 +24,6 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "analysis": GROUND,
     "engine": FIRST,
-    "reproduction": FIRST | {"engine"},
     "": FIRST | {"engine"},
 }
 
@@ -34,7 +35,7 @@ def forbidden(part, name):
         return not rest or rest[0] not in MAY_IMPORT[part] | {part}
     if part == "isometry":
         return top not in {"torch", *sys.stdlib_module_names}
-    return top in ("tools", "tests", "benchmarks") or name.startswith(MODEL_ZOO)
+    return top in ("tools", "tests", *WORKSHOPS) or name.startswith(MODEL_ZOO)
 
 
 def violations(root):
@@ -57,7 +58,7 @@ def test_imports_go_downwards():
 
 
 def test_nothing_imports_the_model_zoo():
-    files = [path for folder in ("tools", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in ("tools", "tests", *WORKSHOPS) for path in (ROOT / folder).rglob("*.py")]
     assert [
         path for path in files if any(n.startswith("detectron2.model_zoo") for n in imported_names(path))
     ] == []

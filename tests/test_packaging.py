@@ -12,7 +12,7 @@ from reading_imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 # Packages beside iso_d2 that no wheel holds
-WORKSHOPS = ("benchmarks",)
+WORKSHOPS = ("benchmarks", "experiments")
 # Names that differ between `import` and `pip install`
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 

@@ -2,9 +2,9 @@
 
 python tools/reproduce.py cifar|mri|coco|signal|all [--scale small|medium|full] [--time-budget MINUTES]
                           [--jobs N]
-python tools/reproduce.py report            # tables and figures anew, from the results that are there
+python tools/reproduce.py report            # tables and figures anew, from the records that are there
 
-Every arm is a run of tools/train_net.py. One that has a result in results/reproduction/ is skipped, one that
+Every run is one of tools/train_net.py. One that has a record in results/reproduction/ is skipped, one that
 was stopped goes on, and one that fails does not stop the others.
 """
 
@@ -15,14 +15,14 @@ import signal
 import sys
 from pathlib import Path
 
-from iso_d2.reproduction.arm import GROUPS, SCALES
-from iso_d2.reproduction.arms import in_order
-from iso_d2.reproduction.files import command_text
-from iso_d2.reproduction.jobs import Job
-from iso_d2.reproduction.report import write_report
-from iso_d2.reproduction.runner import Runner
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # experiments/ is not installed
+
+from experiments.experiment import GROUPS, SCALES, in_order  # noqa: E402
+from experiments.report import write_report  # noqa: E402
+from experiments.run import Run, command_text  # noqa: E402
+from experiments.runner import Runner  # noqa: E402
+
 # On two cores, two trainings of one thread each are faster than one after the other with two.
 DEFAULT_JOBS = {"small": 2, "medium": 2, "full": 1}
 
@@ -52,10 +52,12 @@ def parse_args(argv):
         "--jobs",
         type=int,
         metavar="N",
-        help="so many arms side by side (2 on a CPU; full: 1, which has the GPU)",
+        help="so many runs side by side (2 on a CPU; full: 1, which has the GPU)",
     )
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these; * and ? as in file names")
-    parser.add_argument("--force", action="store_true", help="run again what has a result")
+    parser.add_argument(
+        "--experiments", "--arms", nargs="+", metavar="NAME", help="only these; * and ? as in file names"
+    )
+    parser.add_argument("--force", action="store_true", help="run again what has a record")
     parser.add_argument("--list", action="store_true", help="say what there is and how far it is")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     args = parser.parse_args(argv)
@@ -74,13 +76,18 @@ def parse_args(argv):
 
 
 def choose(args):
-    """The jobs of a command line, seed by seed so that every arm has one result before any has two."""
-    arms = [arm for arm in in_order(args.scale) if args.what in (arm.group, "all")]
-    if args.arms:
-        arms = [arm for arm in arms if any(fnmatch.fnmatchcase(arm.name, name) for name in args.arms)]
-        if not arms:
-            sys.exit(f"error: no arm is named {' or '.join(args.arms)}; --list names those there are")
-    return [Job(arm, args.scale, seed, ROOT) for seed in args.seeds for arm in arms]
+    """The runs of a command line, seed by seed so that every experiment has one record before any has two."""
+    experiments = [one for one in in_order() if args.what in (one.group, "all")]
+    if args.experiments:
+        experiments = [
+            one
+            for one in experiments
+            if any(fnmatch.fnmatchcase(one.name, name) for name in args.experiments)
+        ]
+        if not experiments:
+            names = " or ".join(args.experiments)
+            sys.exit(f"error: no experiment is named {names}; --list names those there are")
+    return [Run(one, args.scale, seed, ROOT) for seed in args.seeds for one in experiments]
 
 
 def main(argv=None):
@@ -89,21 +96,21 @@ def main(argv=None):
     if args.what == "report":
         print(write_report(ROOT))
         return 0
-    jobs = choose(args)
+    runs = choose(args)
     if args.list:
-        for job in jobs:
-            print(f"{job.name:45} {job.state()}")
+        for run in runs:
+            print(f"{run.name:45} {run.state()}")
         return 0
     if args.dry_run:
-        for job in jobs:
-            if not isinstance(job.run, str):
-                print(*(command_text(command) for command in job.commands()), sep="\n")
+        for run in runs:
+            if not isinstance(run.setting, str):
+                print(*(command_text(command) for command in run.commands()), sep="\n")
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):  # they end the runs as Ctrl-C does
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
     budget = None if args.time_budget is None else 60 * args.time_budget
-    runner = Runner(jobs, parallel=args.jobs, budget=budget, force=args.force)
+    runner = Runner(runs, parallel=args.jobs, budget=budget, force=args.force)
     good = runner.run()
     print(write_report(ROOT))
     for title, reasons in (("Skipped", runner.skipped), ("Failed", runner.failed)):

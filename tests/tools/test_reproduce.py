@@ -11,7 +11,7 @@ def no_data(monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
 
 
-def test_list_says_how_far_each_arm_is(tool, no_data, capsys):
+def test_list_says_how_far_each_experiment_is(tool, no_data, capsys):
     assert tool.main(["mri", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
@@ -24,16 +24,16 @@ def test_dry_run_prints_commands_as_one_types_them(tool, no_data, capsys):
     assert tool.main(["cifar", "--dry-run", "--seeds", "3", "4", "--arms", "cifar10-r*net-bn"]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(
-        "python tools/train_net.py --resume --config-file configs/cifar/resnet18_cifar10.yaml"
+        "python tools/train_net.py --resume --config-file experiments/configs/cifar_resnet20.yaml"
     )
     assert " OUTPUT_DIR output/reproduce/small/cifar10-resnet-bn/seed3 SEED 3 " in first
-    assert """ DATASETS.TEST "('cifar10_test',)" """ in first
+    assert first.endswith(' SOLVER.STEPS "(521,)"')
     assert "--eval-only" in second and second.endswith(""" DATASETS.TEST "('cifar10_train',)\"""")
 
 
 def test_seeds_come_one_after_the_other(tool):
-    jobs = tool.choose(tool.parse_args(["mri", "--scale", "full", "--seeds", "2", "--arms", "*unet-bn"]))
-    assert [job.name for job in jobs] == [
+    args = tool.parse_args(["mri", "--scale", "full", "--seeds", "2", "--experiments", "*unet-bn"])
+    assert [run.name for run in tool.choose(args)] == [
         "mri-image-unet-bn seed 1",
         "mri-patient-unet-bn seed 1",
         "mri-image-unet-bn seed 2",
@@ -57,7 +57,7 @@ def test_in_small_two_run_side_by_side(tool):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["all", "--arms", "nothing*"], "no arm is named nothing*"),
+        (["all", "--experiments", "nothing*"], "no experiment is named nothing*"),
         (["all", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["all", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["all", "--seeds", "1", "two"], "--seeds must be whole numbers, got 1 two"),
@@ -70,9 +70,11 @@ def test_what_is_wrong_in_a_command_line_is_named(tool, capsys, words, message):
 
 
 def test_a_run_without_data_skips_all_says_why_and_reports(tool, no_data, monkeypatch, tmp_path, capsys):
+    for name in ("configs", "experiments"):
+        (tmp_path / name).symlink_to(tool.ROOT / name)
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "write_report", lambda root: f"report in {root}")
-    assert tool.main(["cifar", "--arms", "cifar10-resnet-bn"]) == 0
+    assert tool.main(["cifar", "--arms", "cifar10-resnet-bn"]) == 0  # the option's earlier name
     out = capsys.readouterr().out
     assert f"report in {tmp_path}" in out
-    assert "Skipped: cifar10-resnet-bn seed 1: CIFAR-10: neither cifar-10-batches-bin" in out
+    assert "Skipped: cifar10-resnet-bn seed 1: cifar10: neither cifar-10-batches-bin" in out

@@ -1,0 +1,161 @@
+"""Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
+
+import io
+import math
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .experiment import SCALES, TABLES
+from .record import records_of, task_loss, value_of
+from .run import IMAGES
+from .samples import SAMPLES
+
+WHERE_FIGURES = "docs/figures"
+# Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
+MAX_BYTES, SHRINK = 300_000, 0.8
+
+
+def write_figures(root, records):
+    """Draw what the records and the checkpoints on this machine allow; other pictures stay as they are.
+
+    Args:
+        root (Path): the repository.
+        records (dict): scale -> experiment -> list of records.
+
+    Returns:
+        tuple: list[Path] of the files written, and list[str] of what could not be drawn, with the reason.
+    """
+    folder = Path(root) / WHERE_FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, notes = [], []
+    for scale in SCALES:
+        for table in TABLES:
+            figure = (by_batch if table.by_batch else curves)(table, records, scale)
+            if figure:
+                drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
+            if not figure or not table.samples:
+                continue
+            try:
+                figure = SAMPLES[table.samples](Path(root), table, scale, records)
+            except (KeyError, OSError, RuntimeError, ValueError) as error:
+                notes.append(f"no new pictures of {table.name} at {scale} scale: {error}")
+                continue
+            drawn.append(save(figure, folder / f"reproduction_samples_{table.name}_{scale}.png"))
+    return drawn, notes
+
+
+def curves(table, records, scale):
+    """Training loss, and the table's measure on test data, by epoch, of the first seed of each experiment.
+
+    Args:
+        table (Table): its ``curve`` is that measure.
+        records (dict): scale -> experiment -> list of records.
+        scale (str): of the runs.
+
+    Returns:
+        Figure or None: None if there is nothing to draw.
+    """
+    found = [(experiment.label, records_of(experiment, scale, records)) for experiment in table.experiments]
+    chosen = [(label, group[0]) for label, group in found if group and group[0]["curve"]]
+    if not chosen or table.curve is None:
+        return None
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(f"{table.title} ({scale} scale)")
+    losses, measure = figure.subplots(1, 2)
+    evaluated, seen = [], []
+    for label, record in chosen:
+        steps = [epochs(record, point) for point in record["curve"]]
+        values = [task_loss(point) for point in record["curve"]]
+        diverged = record["diverged_at"] is not None
+        line = losses.plot(steps, values, label=f"{label}: diverged" if diverged else label)[0]
+        seen += () if diverged else values
+        points = [
+            (epochs(record, point), point["metrics"][table.curve.name])
+            for point in record["evaluations"].get(table.curve.dataset, [])
+            if table.curve.name in point["metrics"]
+        ]
+        if points:
+            evaluated.append((label, line.get_color(), points))
+    losses.set(xlabel="epoch", ylabel="training loss, without the penalty")
+    if seen:  # what diverged leaves the picture
+        losses.set_ylim(0.95 * min(seen), 1.05 * max(seen))
+    losses.legend(fontsize="small")
+    _draw_measure(measure, evaluated, table.curve.heading)
+    for axes in (losses, measure):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def by_batch(table, records, scale):
+    """The table's measure by the images of a batch: a line for each network, mean and spread of its seeds.
+
+    Arguments and result as of :func:`curves`. A training that diverged counts as 0.
+    """
+    lines = {}
+    for experiment in table.experiments:
+        group = records_of(experiment, scale, records)
+        values = [value_of(record, table.curve) for record in group]
+        # a training that diverged has learned nothing, and one that finds nothing has an AP of NaN
+        values = [0.0 if value is None or math.isnan(value) else value for value in values]
+        if values:
+            lines.setdefault(experiment.net, []).append((group[0]["batch"], values))
+    if not lines:
+        return None
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(table.title)
+    batches = sorted({batch for points in lines.values() for batch, _ in points})
+    for number, (net, points) in enumerate(lines.items()):
+        where = [batches.index(batch) + 0.04 * (number - (len(lines) - 1) / 2) for batch, _ in points]
+        means = [statistics.mean(values) for _, values in points]
+        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        axes.errorbar(where, means, spread, fmt="o-", capsize=4, label=net)
+    axes.set_xticks(range(len(batches)), batches)
+    axes.set(xlabel="images a step", ylabel=table.curve.heading, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _draw_measure(axes, evaluated, heading):
+    """Lines by epoch, or bars where each network has been evaluated once."""
+    if all(len(points) == 1 for _, _, points in evaluated):
+        labels, colors, points = zip(*evaluated, strict=True) if evaluated else ((), (), ())
+        axes.barh(range(len(labels)), [value for ((_, value),) in points], color=colors, height=0.6)
+        axes.set_yticks(range(len(labels)), labels, fontsize="small")
+        axes.invert_yaxis()
+        axes.set(xlabel=heading)
+        return
+    for label, color, points in evaluated:
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
+    axes.set(xlabel="epoch", ylabel=heading, ylim=(0, None))
+
+
+def epochs(record, point):
+    """float: passes over the training set that are done after an entry with ``iteration``."""
+    return (point["iteration"] + 1) * record["batch"] / IMAGES[record["dataset"]]
+
+
+def save(figure, path):
+    """Write a figure as a PNG of 256 colours, smaller where it would have more than 300 kB.
+
+    Args:
+        figure (Figure): matplotlib's.
+        path (Path): the file.
+
+    Returns:
+        Path: the file.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format="png")
+    image = Image.open(buffer).convert("RGB")
+    while True:
+        content = io.BytesIO()
+        image.quantize(256).save(content, "PNG", optimize=True)
+        if content.tell() <= MAX_BYTES:
+            path.write_bytes(content.getvalue())
+            return path
+        image = image.resize([max(1, round(side * SHRINK)) for side in image.size], Image.Resampling.LANCZOS)

@@ -1,0 +1,208 @@
+"""The record of a run: what was run, where, how it went and what came out."""
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+import re
+import statistics
+
+from iso_d2.files import write_atomically
+from iso_d2.provenance import hardware, versions
+
+from .models import parameters_and_flops
+from .run import command_text, configuration, read_metrics
+from .training import COMMANDS
+
+# Points of a learning curve that are kept beside those with an evaluation
+CURVE_POINTS = 60
+# What an evaluation leaves in OUTPUT_DIR/inference/<data set>
+EVALUATION_FILES = ("classification.json", "segmentation.json")
+# Names of the evaluators' results
+TASKS = ("classification", "segmentation", "bbox")
+# Settings of an evaluation, not measures
+SETTINGS = ("smooth", "threshold", "largest_component")
+# Values of a metrics.json that a curve keeps
+CURVE_KEYS = re.compile(r"loss|total_loss|lr$|ortho/total$")
+
+logger = logging.getLogger(__name__)
+
+
+def write_record(run, diverged=None):
+    """Write the record of a run that has ended.
+
+    Args:
+        run (Run): its folder holds what the training left.
+        diverged (int or None): iteration at which the loss was not finite any more.
+
+    Returns:
+        dict: what was written to ``run.record_file``.
+
+    Raises:
+        ValueError: the training left no metrics.
+    """
+    folder = run.root / run.folder
+    lines = merged_lines(read_metrics(folder / "metrics.json"))
+    if not lines and diverged is None:
+        raise ValueError(f"{run.folder / 'metrics.json'} is missing or empty: the training wrote nothing")
+    commands = json.loads((folder / COMMANDS).read_text())
+    evaluations = evaluations_of(lines, list(run.config.DATASETS.TEST))
+    final = {name: points[-1]["metrics"] for name, points in evaluations.items()}
+    final.update(_evaluated_afterwards(folder, run.setting.evaluate))
+    checkpoint = folder / "model_final.pth"
+    parameters, flops = parameters_and_flops(run.config)
+    record = {
+        "experiment": run.experiment.name,
+        "scale": run.scale,
+        "label": run.experiment.label,
+        "table": run.experiment.table,
+        "setup": run.setting.setup,
+        "seed": run.seed,
+        "command": command_text(run.commands()[0]),
+        "starts_from": run.start and os.path.basename(run.start),
+        "commits": sorted({command["commit"] for command in commands}),
+        "uncommitted_changes": any(command["dirty"] for command in commands),
+        "versions": versions(),
+        "hardware": hardware(run.config.MODEL.DEVICE, sorted({command["threads"] for command in commands})),
+        "date": datetime.date.today().isoformat(),
+        "wall_seconds": round(sum(command["seconds"] for command in commands), 1),
+        "starts": len([command for command in commands if not command["evaluation_only"]]),
+        "seconds_per_iteration": seconds_per_iteration(lines),
+        "peak_memory_mb": max(command["peak_memory_mb"] for command in commands),
+        "peak_gpu_memory_mb": _gpu_memory(folder / "log.txt"),
+        "parameters": parameters,
+        "flops": flops,
+        "iterations": run.iterations,
+        "batch": run.config.SOLVER.IMS_PER_BATCH,
+        "dataset": run.train_set,
+        "diverged_at": diverged,
+        "final": {} if diverged is not None else final,
+        "evaluations": evaluations,
+        "curve": thin(lines),
+        "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
+        "configuration": configuration(run.config),
+    }
+    write_atomically(run.record_file, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def merged_lines(lines):
+    """list[dict]: one an iteration, ordered; of what was trained again after a stop the later counts."""
+    by_iteration = {}
+    for line in lines:
+        by_iteration.setdefault(line["iteration"], {}).update(line)
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def evaluations_of(lines, test_names):
+    """The evaluations in a training's metrics.
+
+    With one of DATASETS.TEST Detectron2 writes "bbox/AP", with several "<data set>/bbox/AP".
+
+    Args:
+        lines (list[dict]): of metrics.json.
+        test_names (list[str]): DATASETS.TEST.
+
+    Returns:
+        dict[str, list[dict]]: data set -> ``iteration`` and ``metrics`` (by name, without the task).
+    """
+    found = {}
+    for line in lines:
+        by_set = {}
+        for key, value in line.items():
+            *dataset, task, name = ["", *key.split("/")][-3:]
+            if task in TASKS:
+                by_set.setdefault(dataset[0] or test_names[0], {})[name] = value
+        for dataset, metrics in by_set.items():
+            found.setdefault(dataset, []).append({"iteration": line["iteration"], "metrics": metrics})
+    return found
+
+
+def seconds_per_iteration(lines):
+    """float or None: median over the training of the medians that Detectron2 writes."""
+    times = [line["time"] for line in lines if "time" in line]
+    return round(statistics.median(times), 4) if times else None
+
+
+def thin(lines):
+    """list[dict]: at most 60 points of losses and learning rate, evenly spread, the last one among them."""
+    points = [line for line in lines if "total_loss" in line]
+    step = max(1, -(-len(points) // CURVE_POINTS))
+    chosen = points[::-1][::step][::-1]
+    return [
+        {key: value for key, value in point.items() if key == "iteration" or CURVE_KEYS.match(key)}
+        for point in chosen
+    ]
+
+
+def value_of(record, metric):
+    """float or None: a metric of a run at its end; None if it diverged or has none."""
+    if record["diverged_at"] is not None:
+        return None
+    if metric.last > 1:
+        points = record["evaluations"].get(metric.dataset, [])[-metric.last :]
+        return statistics.mean(point["metrics"][metric.name] for point in points) if points else None
+    if metric.dataset:
+        return record["final"].get(metric.dataset, {}).get(metric.name)
+    return task_loss(record["curve"][-1]) if record["curve"] else None
+
+
+def mean_text(values, metric):
+    """str: the mean of some seeds, with the standard deviation if there are several; "-" without any."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{metric.digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{metric.digits}f}{spread}"
+
+
+def task_loss(point):
+    """float: the losses of a point of a curve, added up, but for the orthogonality penalty.
+
+    Detectron2 names the losses only where there are several; a single one is in the total alone.
+    """
+    named = [value for key, value in point.items() if key.startswith("loss_") and key != "loss_ortho"]
+    return sum(named) if named else point["total_loss"]
+
+
+def records_of(experiment, scale, records):
+    """list[dict]: the records of an experiment, or of the one whose result it shares at full scale."""
+    name = experiment.same_as if experiment.same_as and scale == "full" else experiment.name
+    return records.get(scale, {}).get(name, [])
+
+
+def read_records(root, scale):
+    """dict[str, list[dict]]: experiment -> its records at a scale, by seed; damaged ones are logged."""
+    found = {}
+    for path in sorted((root / "results" / "reproduction" / scale).glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found.setdefault(record["experiment"], []).append(record)
+        except (KeyError, TypeError, ValueError):
+            logger.error("%s is damaged and left out: run its experiment again", path)
+    return {name: sorted(records, key=lambda record: record["seed"]) for name, records in found.items()}
+
+
+def _evaluated_afterwards(folder, dataset):
+    for name in EVALUATION_FILES if dataset else ():
+        path = folder / "inference" / dataset / name
+        if path.is_file():
+            content = json.loads(path.read_text())
+            numbers = {key: value for key, value in content.items() if isinstance(value, (int, float))}
+            return {dataset: {key: value for key, value in numbers.items() if key not in SETTINGS}}
+    return {}
+
+
+def _gpu_memory(log):
+    if not log.is_file():
+        return None
+    found = re.findall(r"max_mem: (\d+)M", log.read_text(errors="replace"))
+    return max(map(int, found)) if found else None
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

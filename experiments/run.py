@@ -1,0 +1,223 @@
+"""One experiment at a scale with a seed: its commands, its files and how far it is."""
+
+import functools
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+
+from iso_d2.config import add_iso_config
+from iso_d2.data import dataset_root
+from iso_d2.engine.setup import load_config
+
+from .experiment import Experiment
+
+# In the folder of an experiment that others start from
+BACKBONE_FILE = "backbone.pth"
+# Images of the data sets that can be incomplete or whose size says how long an epoch is
+IMAGES = {
+    "cifar10_train": 50_000,
+    "cifar100_train": 50_000,
+    "coco_pbc_train": 1000,
+    "lgg_train": 3347,
+    "lgg_image_train": 3340,
+    "shapes_train": 240,
+}
+# Keys that say where and from what a training runs, not what it is
+ELSEWHERE = ("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "MODEL.WEIGHTS", "VERSION")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment at a scale with a seed.
+
+    Args:
+        experiment (Experiment): what is run.
+        scale (str): one of SCALES.
+        seed (int): SEED of the training.
+        root (Path): the repository; commands run there and everything is written below it.
+    """
+
+    experiment: Experiment
+    scale: str
+    seed: int
+    root: Path
+
+    @property
+    def name(self):
+        return f"{self.experiment.name} seed {self.seed}"
+
+    @property
+    def setting(self):
+        """Setting: how it is trained; a string, the reason, if it is not at this scale."""
+        return self.experiment.settings[self.scale]
+
+    @property
+    def folder(self):
+        """Path: of checkpoints and logs, relative to the root."""
+        return Path("output", "reproduce", self.scale, self.experiment.name, f"seed{self.seed}")
+
+    @property
+    def record_file(self):
+        """Path: of the record, absolute."""
+        name = f"{self.experiment.name}-seed{self.seed}.json"
+        return self.root / "results" / "reproduction" / self.scale / name
+
+    @property
+    def start(self):
+        """str: checkpoint from which it starts: the user's own, else another experiment's; "" for none."""
+        if not self.experiment.starts_from:
+            return ""
+        own = [dataset_root() / weights for weights in self.experiment.weights]
+        if own and all(path.is_file() for path in own):
+            return str(own[0])
+        other = Path("output", "reproduce", self.scale, self.experiment.starts_from, f"seed{self.seed}")
+        return str(other / BACKBONE_FILE)
+
+    def options(self):
+        """list[str]: KEY VALUE pairs of the training."""
+        pairs = ["OUTPUT_DIR", str(self.folder), "SEED", str(self.seed), *self.setting.options]
+        return [*pairs, "MODEL.WEIGHTS", self.start] if self.start else pairs
+
+    def commands(self):
+        """list[list[str]]: to be run one after the other in the root."""
+        base = [sys.executable, "tools/train_net.py", "--resume"]
+        options = ["--config-file", self.setting.config, *self.options()]
+        commands = [[*base, *options]]
+        if self.setting.evaluate:
+            test = ["DATASETS.TEST", f"('{self.setting.evaluate}',)"]
+            commands.append([*base, "--eval-only", *options, *test])
+        return commands
+
+    @functools.cached_property
+    def config(self):
+        """CfgNode: of the training."""
+        return load_config(self.root / self.setting.config, self.options())
+
+    @functools.cached_property
+    def iterations(self):
+        """int: length of the training."""
+        solver = self.config.SOLVER
+        if solver.EPOCHS <= 0:
+            return solver.MAX_ITER
+        return round(solver.EPOCHS * IMAGES[self.train_set] / solver.IMS_PER_BATCH)
+
+    @property
+    def train_set(self):
+        """str: name of the training set."""
+        return self.config.DATASETS.TRAIN[0]
+
+    def iteration(self):
+        """int: iterations that are written in its metrics.json; 0 if there is none."""
+        # of training steps: the last evaluation is written one iteration further on
+        lines = read_metrics(self.root / self.folder / "metrics.json")
+        return max((line["iteration"] for line in lines if "total_loss" in line), default=-1) + 1
+
+    def outdated(self):
+        """str: why its record, which must be there, is not of this run; "" if it is."""
+        try:
+            made = json.loads(self.record_file.read_text()).get("configuration", {})
+        except (AttributeError, ValueError):
+            return f"{self.record_file.name} is damaged"
+        now = configuration(self.config)
+        changed = [key for key in sorted({*made, *now}) if made.get(key) != now.get(key)]
+        if not changed:
+            return ""
+        key = changed[0]
+        more = f", and {len(changed) - 1} more" if changed[1:] else ""
+        return (
+            f"{self.record_file.name} is of another configuration "
+            f"({key} {made.get(key, 'by default')} there, {now.get(key, 'by default')} here{more})"
+        )
+
+    def obstacle(self):
+        """str: why it cannot be run now; "" if it can."""
+        if isinstance(self.setting, str):
+            return self.setting
+        names = {*self.config.DATASETS.TRAIN, *self.config.DATASETS.TEST, self.setting.evaluate} - {""}
+        reasons = dict.fromkeys(missing(name, dataset_root()) for name in sorted(names))
+        if any(reasons):
+            return " ".join(filter(None, reasons))
+        if self.start and not (self.root / self.start).is_file():
+            return (
+                f"it starts from {self.experiment.starts_from}, whose weights are not here, or from a file "
+                f"of your own, {self.experiment.weights[0]} in {dataset_root().absolute()}"
+            )
+        return ""
+
+    def state(self):
+        """str: how far it is, in words."""
+        if self.record_file.is_file() and not isinstance(self.setting, str):
+            return self.outdated() or "done"
+        if obstacle := self.obstacle():
+            return obstacle
+        iteration = self.iteration()
+        return f"stopped at iteration {iteration} of {self.iterations}" if iteration else "to be run"
+
+
+def configuration(cfg):
+    """What a config sets otherwise than the defaults, so that a new key with a default changes nothing.
+
+    Args:
+        cfg (CfgNode): of a training.
+
+    Returns:
+        dict: key with its dots -> value as text, as one types it; without what says where the training runs.
+    """
+    defaults = get_cfg()
+    add_iso_config(defaults)
+    usual = _flat(defaults)
+    changed = {key: value for key, value in _flat(cfg).items() if usual.get(key, ...) != value}
+    return {key: value for key, value in changed.items() if key not in ELSEWHERE}
+
+
+def _flat(node, prefix=""):
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+@functools.cache
+def missing(name, root):
+    """What is wrong with a data set, by reading it.
+
+    Args:
+        name (str): in Detectron2's catalogs.
+        root (Path): of the data sets; another one is looked at again.
+
+    Returns:
+        str: what to do about it; "" if all its images are there.
+    """
+    try:
+        found = len(DatasetCatalog.get(name))
+    except (OSError, ValueError) as error:
+        return str(error)
+    expected = IMAGES.get(name, found)
+    if found == expected:
+        return ""
+    return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: get the others"
+
+
+def read_metrics(path):
+    """list[dict]: the lines of a metrics.json; a last one that is not written to its end does not count."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return [line for line in lines if "iteration" in line]
+
+
+def command_text(command):
+    """A command as one would type it: ``python`` in place of the interpreter's path."""
+    words = ["python", *command[1:]]
+    return " ".join(f'"{word}"' if re.search(r"^$|[^\w./=:,@%+-]", word) else word for word in words)
