@@ -8,7 +8,7 @@ from reading_imports import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_ZOO = "detectron2.model_zoo"
-# Packages beside iso_d2, on its shoulders
+# Packages beside iso_d2, which import it
 WORKSHOPS = ("benchmarks", "experiments")
 GROUND = {"isometry", "config", "files", "placement", "provenance"}
 FIRST = GROUND | {"data", "modeling", "evaluation", "analysis"}
