@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.experiment import SCALES
+from experiments.record import read_records
+from experiments.verdicts import verdict_table
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,21 +22,21 @@ def load(name):
     return json.loads((ROOT / "results" / name).read_text())
 
 
-def records(arm):
-    """The records of an arm at medium scale, one for each seed."""
-    files = sorted((ROOT / "results" / "reproduction" / "medium").glob(f"{arm}-seed*.json"))
+def records(experiment):
+    """The records of an experiment at medium scale, one for each seed."""
+    files = sorted((ROOT / "results" / "reproduction" / "medium").glob(f"{experiment}-seed*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
-def final(arm, data, metric):
-    """The last evaluation of an arm's only seed."""
-    (record,) = records(arm)
+def final(experiment, data, metric):
+    """The last evaluation of the only seed of an experiment."""
+    (record,) = records(experiment)
     return record["final"][data][metric]
 
 
-def over_seeds(arm, data, metric, last=1):
-    """[mean, standard deviation, n] over the seeds of an arm, each the mean of its last evaluations."""
-    runs = [record["evaluations"][data][-last:] for record in records(arm)]
+def over_seeds(experiment, data, metric, last=1):
+    """[mean, standard deviation, n] over the seeds of an experiment, each the mean of its last evaluations."""
+    runs = [record["evaluations"][data][-last:] for record in records(experiment)]
     values = [statistics.mean(evaluation["metrics"][metric] for evaluation in run) for run in runs]
     return [statistics.mean(values), statistics.stdev(values), len(values)]
 
@@ -250,6 +254,12 @@ def faults(text, phrase, values):
 def test_figures_are_those_of_the_results(page):
     text = " ".join((ROOT / page).read_text().split())
     assert [fault for phrase, values in FIGURES[page] for fault in faults(text, phrase, values)] == []
+
+
+def test_verdicts_are_those_of_the_records():
+    table = verdict_table({scale: read_records(ROOT, scale) for scale in SCALES}, short=True)
+    text = (ROOT / "README.md").read_text()
+    assert f"<!-- verdicts: start -->\n\n{table}\n\n<!-- verdicts: end -->" in text
 
 
 def test_another_figure_or_phrase_is_a_fault():
