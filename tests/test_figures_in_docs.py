@@ -1,0 +1,271 @@
+"""Every figure of README and docs that comes from a json file in results/ is the one in that file.
+
+An entry of FIGURES is a phrase with # for each number, and the values in their order. The phrase must be in
+the page, and each of its numbers must be its value, rounded to the digits that the page shows.
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from experiments.experiment import SCALES
+from experiments.record import read_records
+from experiments.verdicts import verdict_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name):
+    return json.loads((ROOT / "results" / name).read_text())
+
+
+def records(experiment):
+    """The records of an experiment at medium scale, one for each seed."""
+    files = sorted((ROOT / "results" / "reproduction" / "medium").glob(f"{experiment}-seed*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
+def final(experiment, data, metric):
+    """The last evaluation of the only seed of an experiment."""
+    (record,) = records(experiment)
+    return record["final"][data][metric]
+
+
+def over_seeds(experiment, data, metric, last=1):
+    """[mean, standard deviation, n] over the seeds of an experiment, each the mean of its last evaluations."""
+    runs = [record["evaluations"][data][-last:] for record in records(experiment)]
+    values = [statistics.mean(evaluation["metrics"][metric] for evaluation in run) for run in runs]
+    return [statistics.mean(values), statistics.stdev(values), len(values)]
+
+
+def bench(part, table, *cells):
+    """Figures of a table of results/benchmark_cpu.json at (row, column); of a distribution its median."""
+    rows = BENCHMARK[part]["tables"][table]["rows"]
+    values = [rows[row][column] for row, column in cells]
+    return [value["median"] if isinstance(value, dict) else value for value in values]
+
+
+def settings(runs, rows):
+    """FIGURES of a table of settings: label -> the runs that it shows, separated by semicolons."""
+    for label, numbers in rows.items():
+        hashes = "; ".join("#" * len(numbers))
+        values = [runs[i][key] for key in ("accuracy", "loss") for i in numbers]
+        yield f"| {label} | {hashes} | {hashes} |", values
+
+
+def floats(text):
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+BENCHMARK = load("benchmark_cpu.json")["parts"]
+CONDITIONING = load("signal_conditioning.json")
+TEN_EPOCHS, ISONET_FIRST = CONDITIONING["ten_epochs_left_behind"]
+SHAPES = load("signal_shapes.json")
+SHAPES_BEFORE = SHAPES["runs"]
+SHAPES_NOW = SHAPES["with_whitening_and_centring"]["runs"]
+RATES = load("signal_rates.json")["runs"]
+
+RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
+RESNET = over_seeds("signal-cifar-resnet-bn", "cifar10_test", "top1")
+ISONET = final("signal-cifar-isonet", "cifar10_test", "top1")
+VOLUME_DICE = {
+    "iso": over_seeds("signal-lgg-isounet", "lgg_val", "volume_dice_mean", last=3),
+    "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "volume_dice_mean", last=3),
+    "paper": final("mri-patient-isounet", "lgg_val", "volume_dice_mean"),
+}
+DICE_LOSS = {
+    "iso": over_seeds("signal-lgg-isounet", "lgg_val", "dice_loss", last=3),
+    "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "dice_loss", last=3),
+    "paper": final("mri-patient-isounet", "lgg_val", "dice_loss"),
+}
+
+
+def unet_at(rate):
+    """Volume Dice of UNet on the tuning split at a learning rate."""
+    (run,) = [run for run in RATES if run["options"].endswith(f"/unet_narrow_lgg.yaml SOLVER.BASE_LR {rate}")]
+    return run["evaluations"][-1][1]
+
+
+def last_of_third_seed(metric, last):
+    record = records("signal-lgg-isounet")[2]
+    return statistics.mean(e["metrics"][metric] for e in record["evaluations"]["lgg_val"][-last:])
+
+
+PRODUCTS, FLOOR = "1e9 multiply-adds", "floor, ms"
+OURS, RATIO, SAVED = (0, "ms"), "ours over it", "saved, MiB"
+WIDTHS = bench(
+    "scaling", 1, *((r, f"penalty, {form}, ms") for r in (0, 3) for form in ("paper's form", "iso_d2"))
+)
+PROCESSES = bench("scaling", 4, (0, "ms"), (1, "ms"))
+DETECTORS = ["R-ISONet-50", "R-ISONet-50, penalty at every step", "ResNet-50, batch norm"]
+DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
+
+FIGURES = {
+    "README.md": [
+        ("AP50 was # % and # % in two runs", [run["AP50"] for run in SHAPES_NOW]),
+    ],
+    "docs/detection.md": [
+        (
+            "AP is # on the images it was trained on",
+            [load("overfit8_risonet18_frcnn_fpn.json")["metrics"]["bbox/AP"]],
+        ),
+    ],
+    "docs/classification.md": [
+        ("R-ISONet-20 reaches # ± # % on CIFAR-10 in ten epochs with the scaled signal", RISONET[:2]),
+        ("ResNet-20 with batch norm # ± # % (n = # each;", RESNET),
+    ],
+    "docs/segmentation.md": [
+        ("a narrow ISO-UNet then has a volume Dice of # ± # % (n = #)", VOLUME_DICE["iso"]),
+        ("with the paper's signal it has # % (n = 1)", [VOLUME_DICE["paper"]]),
+        ("UNet with batch norm # ± # % (n = #)", VOLUME_DICE["bn"]),
+    ],
+    "docs/signal.md": [
+        (
+            "evaluations (%) | # (final, n = 1) | # ± # (n = #) | # ± # (n = #) |",
+            [VOLUME_DICE["paper"], *VOLUME_DICE["iso"], *VOLUME_DICE["bn"]],
+        ),
+        (
+            "mean Dice loss, all slices | # (final, n = 1) | # ± # (n = #) | # ± # (n = #) |",
+            [DICE_LOSS["paper"], *DICE_LOSS["iso"], *DICE_LOSS["bn"]],
+        ),
+        ("R-ISONet-20, ResNet-20 | | # ± # (n = #) | # ± # (n = #) |", [*RISONET, *RESNET]),
+        ("no skip connections: ISONet-20 | | # (n = 1) |", [ISONET]),
+        (
+            "AP50 | 77 to # | #, #, # (n = 3) |",
+            [
+                load("quick_risonet18_frcnn_shapes.json")["metrics"]["bbox/AP50"],
+                *(run["AP50"] for run in SHAPES_BEFORE),
+            ],
+        ),
+        (
+            "the same: AP | # | #, #, # |",
+            [
+                load("quick_risonet18_frcnn_shapes.json")["metrics"]["bbox/AP"],
+                *(run["AP"] for run in SHAPES_BEFORE),
+            ],
+        ),
+        ("AP50; AP | | #, #; #, # (n = 2) |", [run[key] for key in ("AP50", "AP") for run in SHAPES_NOW]),
+        ("0.08 and 0.025 gave about the same (volume Dice # and #)", [unet_at(0.08), unet_at(0.025)]),
+        ("it was stopped with # % after two epochs", [ISONET_FIRST["top1"][0][1]]),
+        (
+            "the mean Dice loss over all slices is # at a volume Dice of #",
+            [last_of_third_seed("dice_loss", 3), last_of_third_seed("volume_dice_mean", 3)],
+        ),
+        ("a run of ten epochs (seed 1) reached # %", [TEN_EPOCHS["top1"][-1][1]]),
+        ("the bound costs nothing (# with it and without)", [CONDITIONING["two_epochs"][1]["accuracy"]]),
+        *settings(
+            CONDITIONING["one_epoch"],
+            {
+                "stem whitens at its start, then trained under the penalty": [0],
+                "stem whitens at its start, then trained without penalty": [7],
+                "stem whitens, fixed": [2],
+                "kernels centred at the start alone": [12],
+                "means removed from their gradients alone": [3],
+                "both: kernels stay centred": [1],
+                "the same, gain of the stem 2.3 times as large": [6],
+                "stem whitens, fixed, and kernels stay centred": [4],
+                "the same, whitened values 2.3 times smaller": [5],
+                "the same, rate 0.03; 0.12": [13, 10],
+                "**ISONet-20** (no skip connection), with both": [11],
+            },
+        ),
+        *settings(
+            CONDITIONING["two_epochs"],
+            {
+                "rate 0.06, clipped at norm 1, no penalty": [0],
+                "penalty `spectral`, 0.2": [1],
+                "the same, linear layer centred": [2],
+                "the same, b = -0.5": [5],
+                "linear layer centred, b = -1, metric, 1x1 projections centred": [6],
+                "linear layer centred, rate 0.03, clipped at norm 5": [7],
+                "the same, scales at a tenth of the rate": [9],
+                "linear layer centred, rate 0.03, clipped at norm 5, b = -0.5, its gain 3.2": [8],
+                "the same, rate 0.06, gain 1.6": [10],
+                "the same, rate 0.03, gain 3.2, b = -0.25": [11],
+                "the same, b = -0.5, SReLU's gain": [12],
+                "**ISONet-20**: rate 0.06, clipped at norm 1, b = -1, linear layer centred, its gain 8": [16],
+                "the same, SReLU's gain": [19],
+                "the same, gain 2.8; 23": [17, 18],
+                "the same, gain 8, rate 0.03": [20],
+                "rate 0.02, clipped at norm 5, gain 8": [21],
+                "rate 0.03, clipped at norm 5, gain 2.8, b = -0.5; b = -1": [13, 15],
+            },
+        ),
+    ],
+    "docs/performance.md": [
+        ("| # ms | # ms in the paper's form |", bench("penalty", 0, (1, "ms"), (0, "ms"))),
+        ("# times as fast (`exact`: #) |", bench("penalty", 0, (1, "times as fast"), (2, "times as fast"))),
+        ("| # ms | # ms, ResNet-50 with batch norm | # |", bench("step", 0, OURS, (1, "ms"), (1, RATIO))),
+        ("| # ms | # ms, frozen batch norm | # | none", bench("step", 0, OURS, (2, "ms"), (2, RATIO))),
+        ("| # ms | # ms, group norm | # |", bench("step", 0, OURS, (3, "ms"), (3, RATIO))),
+        ("| # MiB | # MiB, batch norm | # |", bench("memory", 0, (0, SAVED), (1, SAVED), (0, "over BN"))),
+        ("# MiB for R-ISONet-50 at 4x3x224x224, # MiB for", bench("memory", 0, (0, SAVED), (1, SAVED))),
+        (
+            "| # ms | # ms, frozen batch norm | # | at most",
+            bench("inference", 0, OURS, (4, "ms"), (4, RATIO)),
+        ),
+        ("| # ms | # ms, batch norm folded", bench("inference", 0, OURS, (2, "ms"))),
+        ("folded into the convolutions | # |", bench("inference", 0, (2, RATIO))),
+        (
+            "any path | | the step | # % |",
+            [100 * max(bench("data", 0, *((row, "wait over step") for row in range(4))))],
+        ),
+        ("exponent of #, the paper's form #,", floats(BENCHMARK["scaling"]["tables"][1]["title"])[::-1]),
+        (
+            "# times as fast at 64 channels, # times at 512 (n = #)",
+            [WIDTHS[0] / WIDTHS[1], WIDTHS[2] / WIDTHS[3], *bench("scaling", 1, (0, "n"))],
+        ),
+        ("falls from # to # ms a step (#)", [*PROCESSES, PROCESSES[1] / PROCESSES[0]]),
+        (
+            "bound: # G multiply-adds at # G",
+            bench("machine", 1, (0, PRODUCTS)) + bench("machine", 0, (0, "measured")),
+        ),
+        ("take # ms. # ms were measured", bench("machine", 1, (0, FLOOR)) + bench("penalty", 0, (1, "ms"))),
+        ("take # G multiply-adds, or # ms at the rate", bench("machine", 1, (2, PRODUCTS), (2, FLOOR))),
+        ("matrix products. R-ISONet-50 takes # ms", bench("step", 0, OURS)),
+        ("# ms with SGD, # ms without the penalty (n = #)", bench("step", 1, OURS, (1, "ms"), (0, "n"))),
+        ("(n = #): | Faster R-CNN FPN", bench("step", 2, (1, "n"))),
+        ("the penalty is # % of the step", [100 * bench("step", 2, (1, "penalty's share"))[0]]),
+        *((f"| {network} | # |", bench("step", 2, (row, "ms"))) for row, network in enumerate(DETECTORS)),
+    ],
+}
+
+
+def faults(text, phrase, values):
+    """What is wrong with a phrase in a text: nothing, that it is not there, or numbers that differ."""
+    pattern = re.escape(phrase).replace(r"\#", r"(\d[\d,]*(?:\.\d+)?)").replace(r"\ ", " ")
+    found = re.findall(pattern, text)
+    if not found:
+        return [f"not in the page: {phrase}"]
+    wrong = []
+    for numbers in found:
+        numbers = [numbers] if isinstance(numbers, str) else numbers
+        for number, value in zip(numbers, values, strict=True):
+            digits = len(number.partition(".")[2])
+            if abs(float(number.replace(",", "")) - value) > 0.5000001 * 10**-digits:
+                wrong.append(f"{phrase}: {number} in the page, {value} in results/")
+    return wrong
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_figures_are_those_of_the_results(page):
+    text = " ".join((ROOT / page).read_text().split())
+    assert [fault for phrase, values in FIGURES[page] for fault in faults(text, phrase, values)] == []
+
+
+def test_verdicts_are_those_of_the_records():
+    table = verdict_table({scale: read_records(ROOT, scale) for scale in SCALES}, short=True)
+    text = (ROOT / "README.md").read_text()
+    assert f"<!-- verdicts: start -->\n\n{table}\n\n<!-- verdicts: end -->" in text
+
+
+def test_another_figure_or_phrase_is_a_fault():
+    text = "R-ISONet-20 reaches 83.9 ± 0.3 % in 1,234 steps"
+    phrase = "reaches # ± # % in # steps"
+    assert faults(text, phrase, [83.94, 0.32, 1234]) == []
+    assert faults(text, phrase, [83.96, 0.32, 1234]) == [f"{phrase}: 83.9 in the page, 83.96 in results/"]
+    assert len(faults(text, phrase, [83.94, 0.22, 1235])) == 2
+    assert faults(text, "reaches # percent", [83.94]) == ["not in the page: reaches # percent"]
