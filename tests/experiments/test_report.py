@@ -104,7 +104,7 @@ def test_only_the_parts_between_the_marks_are_written(tmp_path):
     results.write_text(
         results.read_text().replace("# Measured results\n", "# Ours\n\nThree sentences.\n") + "below"
     )
-    front.write_text(f"above {START}old{END} below")
+    front.write_text(f"above {START}as it was{END} below")
     said = write_report(tmp_path).splitlines()
     assert said[1:] == ["written: results/README.md", "written: README.md"]
     text = results.read_text()
@@ -112,7 +112,7 @@ def test_only_the_parts_between_the_marks_are_written(tmp_path):
         "# Ours\n\nThree sentences.\n\n<!-- reproduction: start -->\n\n## Do the report's claims"
     )
     assert "| 12.3 " in text and text.endswith("<!-- reproduction: end -->\nbelow")
-    assert front.read_text().startswith(f"above {START}\n\n| claim") and "old" not in front.read_text()
+    assert front.read_text().startswith(f"above {START}\n\n| claim") and "as it was" not in front.read_text()
     assert front.read_text().endswith(f"|\n\n{END} below")
 
 
