@@ -93,14 +93,15 @@ def test_where_the_runs_were_made_is_said(tmp_path):
 
 
 def test_only_the_parts_between_the_marks_are_written(tmp_path):
-    record = toy_record(RISONET, final=accuracy(12.3))
+    records = [toy_record(RISONET, final=accuracy(12.3)), toy_record(ISONET, final=accuracy(23.4))]
     folder = tmp_path / "results" / "reproduction" / "small"
     folder.mkdir(parents=True)
     results, front = tmp_path / "results" / "README.md", tmp_path / "README.md"
     front.write_text("no marks")
     said = write_report(tmp_path)
     assert said == "written: results/README.md" and front.read_text() == "no marks"
-    (folder / "a-seed1.json").write_text(json.dumps(record))
+    for number, record in enumerate(records):
+        (folder / f"{number}.json").write_text(json.dumps(record))
     results.write_text(
         results.read_text().replace("# Measured results\n", "# Ours\n\nThree sentences.\n") + "below"
     )
