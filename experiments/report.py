@@ -149,7 +149,7 @@ def table_lines(table, records):
         rows = [row for row in zip(*columns.values(), strict=True) if any(row[1:])]
         rows = [[text or "-" for text in row] for row in rows]
         lines += [f"{part[0].upper()}{part[1:]}:", ""] if part else []
-        lines += [tabulate(rows, list(columns), tablefmt="github", disable_numparse=True), ""]
+        lines += [*tabulate(rows, list(columns), tablefmt="github", disable_numparse=True).splitlines(), ""]
     lines += setups(table, scales, records)
     return [*lines, f"- Protocol: {table.protocol}"] if table.protocol else lines
 

@@ -93,18 +93,19 @@ def test_where_the_runs_were_made_is_said(tmp_path):
 
 
 def test_only_the_parts_between_the_marks_are_written(tmp_path):
-    record = toy_record(RISONET, final=accuracy(12.3))
+    records = [toy_record(RISONET, final=accuracy(12.3)), toy_record(ISONET, final=accuracy(23.4))]
     folder = tmp_path / "results" / "reproduction" / "small"
     folder.mkdir(parents=True)
     results, front = tmp_path / "results" / "README.md", tmp_path / "README.md"
     front.write_text("no marks")
     said = write_report(tmp_path)
     assert said == "written: results/README.md" and front.read_text() == "no marks"
-    (folder / "a-seed1.json").write_text(json.dumps(record))
+    for number, record in enumerate(records):
+        (folder / f"{number}.json").write_text(json.dumps(record))
     results.write_text(
         results.read_text().replace("# Measured results\n", "# Ours\n\nThree sentences.\n") + "below"
     )
-    front.write_text(f"above {START}old{END} below")
+    front.write_text(f"above {START}as it was{END} below")
     said = write_report(tmp_path).splitlines()
     assert said[1:] == ["written: results/README.md", "written: README.md"]
     text = results.read_text()
@@ -112,7 +113,7 @@ def test_only_the_parts_between_the_marks_are_written(tmp_path):
         "# Ours\n\nThree sentences.\n\n<!-- reproduction: start -->\n\n## Do the report's claims"
     )
     assert "| 12.3 " in text and text.endswith("<!-- reproduction: end -->\nbelow")
-    assert front.read_text().startswith(f"above {START}\n\n| claim") and "old" not in front.read_text()
+    assert front.read_text().startswith(f"above {START}\n\n| claim") and "as it was" not in front.read_text()
     assert front.read_text().endswith(f"|\n\n{END} below")
 
 

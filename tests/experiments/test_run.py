@@ -84,8 +84,9 @@ def test_what_has_changed_since_a_record_was_made_is_named(tmp_path):
     run = toy_run(toy_repository(tmp_path), "a")
     run.record_file.parent.mkdir(parents=True)
     run.record_file.write_text('{"config": "configs/toy.yaml"}')
-    assert run.outdated().startswith(
-        "a-seed1.json is of another configuration (DATASETS.TEST by default there"
+    assert run.outdated() == (
+        "a-seed1.json is of another configuration "
+        "(MODEL.META_ARCHITECTURE by default there, train here, and 1 more)"
     )
 
 

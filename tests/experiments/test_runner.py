@@ -154,7 +154,7 @@ def test_missing_data_and_what_a_scale_lacks_are_named(root, monkeypatch):
 def test_data_that_are_incomplete_or_damaged_are_named(root, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     monkeypatch.setitem(run_module.IMAGES, "toy_train", 4)
-    monkeypatch.setitem(DatasetCatalog, "toy_train", lambda: [{}] * 3)
+    monkeypatch.setitem(DatasetCatalog.data, "toy_train", lambda: [{}] * 3)
     name = "coco/annotations/instances_person_bicycle_car_test55.json"
     write_atomically(root / name, '{"images": [')
     runs = [toy_run(root, "a", data=["coco_pbc_test"]), toy_run(root, "b", data=["toy_train"])]
