@@ -166,7 +166,9 @@ def measure_share(options, file):
     model = PenaltyAlone(isonet(options))
     # As in training: the hook divides the layers among processes that average their gradients, no others
     device_ids = [comm.get_local_rank()] if options.device == "cuda" else None
-    add_penalty(create_ddp_model(model, device_ids=device_ids), load_config())
+    add_penalty(
+        create_ddp_model(model, device_ids=device_ids), load_config("", ["MODEL.DEVICE", options.device])
+    )
 
     @tf32(False)
     def step():
