@@ -30,7 +30,7 @@ STEP_ISO, STEP_BN = "R-ISONet step", "ResNet BN step"
 OURS, PAPER = "penalty, iso_d2", "penalty, paper's form"
 # How the columns of times end
 MS = ", ms"
-OWN_WORK = f"{OURS}, own work of the slowest process{MS}"
+OWN_WORK = f"penalty, slowest process{MS}"
 
 
 def fitted_exponent(curve):
