@@ -30,7 +30,7 @@ STEP_ISO, STEP_BN = "R-ISONet step", "ResNet BN step"
 OURS, PAPER = "penalty, iso_d2", "penalty, paper's form"
 # How the columns of times end
 MS = ", ms"
-OWN_WORK = f"{OURS}, own work of the slowest process{MS}"
+OWN_WORK = f"penalty, slowest process{MS}"
 
 
 def fitted_exponent(curve):
@@ -166,7 +166,9 @@ def measure_share(options, file):
     model = PenaltyAlone(isonet(options))
     # As in training: the hook divides the layers among processes that average their gradients, no others
     device_ids = [comm.get_local_rank()] if options.device == "cuda" else None
-    add_penalty(create_ddp_model(model, device_ids=device_ids), load_config())
+    add_penalty(
+        create_ddp_model(model, device_ids=device_ids), load_config("", ["MODEL.DEVICE", options.device])
+    )
 
     @tf32(False)
     def step():
