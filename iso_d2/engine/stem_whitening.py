@@ -33,7 +33,7 @@ def whiten_stems_(model, batches, images=512):
         if stem.is_set:
             logger.info("The stem is as it was loaded, and not trained (MODEL.ISONET.WHITEN False trains it)")
             continue
-        logger.info("The stem is set to whiten the images: looking at %d of them", images)
+        logger.info("The stem is set to whiten the images: looking at up to %d of them", images)
         conv = stem.conv
         moments, count = _moments(model, conv, batches, images)
         with torch.no_grad():
