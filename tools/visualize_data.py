@@ -50,7 +50,8 @@ def draw(args):
         mapped = mapper(record)
         if mapped is not None:
             picture = draw_model_input(mapped, MetadataCatalog.get(names[0]), cfg.INPUT.FORMAT)
-            path = args.output / f"{drawn:04d}_{Path(record['file_name']).stem}.png"
+            name = Path(record.get("file_name") or str(record["image_id"])).stem
+            path = args.output / f"{drawn:04d}_{name}.png"
             Image.fromarray(picture).save(path)
             drawn += 1
     print(f"{drawn} of {len(records)} images of {names[0]} in {args.output}")

@@ -27,12 +27,11 @@ from PIL import Image
 
 from ..arrays import SEGMENTATION, SegmentedImages, register_segmented_images
 from ..catalog import cached, dataset_root, register, root_origin, short_hash
-from .patients import choose_slices, read_patients, split_name
+from .patients import PATIENTS, choose_slices, split_name
 from .preprocessing import Preprocessing
 from .slices import in_threads, list_patient, preprocess_slices, raise_problems
 
 SOURCE = "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation"
-PATIENTS = read_patients()
 PREPROCESSING = Preprocessing()
 
 logger = logging.getLogger(__name__)
@@ -76,11 +75,11 @@ def named_by_split(names, split="patient", fold=0, folds=5):
     Raises:
         ValueError: there is no such split or fold.
     """
-    split = split_name(split, fold, folds, PATIENTS)
+    split = split_name(split, fold, folds)
     names = tuple(_with_split(name, split) for name in names)
     for name in names:
         if match := re.fullmatch(r"lgg(?:_sem_seg)?_fold(\d+)of(\d+)_(?:train|val)", name):
-            register_split(split_name("fold", int(match[1]), int(match[2]), PATIENTS))
+            register_split(split_name("fold", int(match[1]), int(match[2])))
     return names
 
 

@@ -55,13 +55,15 @@ def read_patients():
         }
 
 
-def split_name(split, fold, folds, patients):
+PATIENTS = read_patients()
+
+
+def split_name(split, fold, folds):
     """How the names of data sets call a split.
 
     Args:
         split (str): one of SPLITS.
         fold, folds (int): with "fold", which part is lgg_val, from 0, and how many parts there are.
-        patients (dict[str, Patient]): the table.
 
     Returns:
         str: "patient", "image", "tune", or such as "fold0of5".
@@ -73,8 +75,8 @@ def split_name(split, fold, folds, patients):
         raise ValueError(f"DATASETS.LGG_SPLIT must be one of {', '.join(SPLITS)}, got {split!r}")
     if split != "fold":
         return split
-    if not 2 <= folds <= len(patients):
-        raise ValueError(f"DATASETS.LGG_FOLDS must be from 2 to {len(patients)}, got {folds}")
+    if not 2 <= folds <= len(PATIENTS):
+        raise ValueError(f"DATASETS.LGG_FOLDS must be from 2 to {len(PATIENTS)}, got {folds}")
     if not 0 <= fold < folds:
         raise ValueError(f"DATASETS.LGG_FOLD must be from 0 to LGG_FOLDS - 1 = {folds - 1}, got {fold}")
     return f"fold{fold}of{folds}"

@@ -5,9 +5,8 @@ import pytest
 from lgg_files import PATIENTS
 
 from iso_d2.data.lgg import patients
-from iso_d2.data.lgg.patients import choose_slices, read_patients, split_name
-
-ALL = read_patients()
+from iso_d2.data.lgg.patients import PATIENTS as ALL
+from iso_d2.data.lgg.patients import choose_slices, split_name
 
 
 def test_the_frozen_table():
@@ -57,11 +56,11 @@ def test_folds_validate_on_every_patient_once():
 )
 def test_splits_that_do_not_exist(split, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        split_name(*split, ALL)
+        split_name(*split)
 
 
 def test_names_of_splits():
-    assert [split_name(name, 3, 22, ALL) for name in patients.SPLITS] == [
+    assert [split_name(name, 3, 22) for name in patients.SPLITS] == [
         "patient",
         "image",
         "fold3of22",
