@@ -35,7 +35,7 @@ def final(experiment, data, metric):
 
 
 def over_seeds(experiment, data, metric, last=1):
-    """[mean, standard deviation, n] over the seeds of an experiment, each the mean of its last evaluations."""
+    """[mean, standard deviation, n] over the seeds, each the mean of its last evaluations."""
     runs = [record["evaluations"][data][-last:] for record in records(experiment)]
     values = [statistics.mean(evaluation["metrics"][metric] for evaluation in run) for run in runs]
     return [statistics.mean(values), statistics.stdev(values), len(values)]
