@@ -71,7 +71,7 @@ SCENES = {
     "gn": (
         "ResNet-18, group norm",
         (*RESNET18_FPN, *options(MODEL__RESNETS__NORM="GN")),
-        {1: 0.01, 2: 0.005, 8: 0.005},
+        {1: 0.01, 2: 0.005, 8: 0.0025},
     ),
     "nonorm": (
         "ResNet-18, no norm",
