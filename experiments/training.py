@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 from iso_d2.data import dataset_root
 from iso_d2.files import write_atomically
@@ -16,6 +17,8 @@ from iso_d2.provenance import git_state
 
 # In the folder of a run: what its commands have printed, and what each of them has used
 CONSOLE, COMMANDS = "console.txt", "commands.json"
+# Seconds between two looks at the memory of a process
+POLL = 0.5
 
 
 class Training:
@@ -98,17 +101,30 @@ class Training:
                 start_new_session=True,
                 pass_fds=(self._lock,),
             )
-        _, status, used = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        peak = self._wait()
         self.remove_old_checkpoints()
         self._account(
             seconds=round(time.monotonic() - started, 1),
-            peak_memory_mb=round(used.ru_maxrss / 1024),
+            peak_memory_mb=round(peak / 1024),
             evaluation_only="--eval-only" in command,
             from_iteration=first_iteration,
             to_iteration=self.run.iteration(),
         )
         return "stopped" if self._stopped else self._error(self._process.returncode, offset)
+
+    def _wait(self):
+        """Wait for the process; returns the most memory that it has held, in KiB.
+
+        Not ``ru_maxrss`` of `os.wait4`: on Linux that is never below the memory of the process which starts it.
+        """
+        peak = 0
+        while True:
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{self._process.pid}/status").read_text()
+                peak = max(peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status)), 0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=POLL)
+                return peak
 
     def _account(self, **used):
         """Add a command to ``commands.json``.

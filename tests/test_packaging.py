@@ -40,7 +40,12 @@ def test_setup_imports_nothing_that_may_be_missing():
 def test_setup_lists_what_iso_d2_imports():
     folders = ("iso_d2", *WORKSHOPS, "tools")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    tops = {name.split(".")[0] for path in files for name in imported_names(path, "iso_d2.anywhere")}
+    names = {
+        name
+        for path in files
+        for name in imported_names(path, package=".".join(path.relative_to(ROOT).parts[:-1]))
+    }
+    tops = {name.split(".")[0] for name in names}
     imported = tops - {"iso_d2", "detectron2", *WORKSHOPS} - set(sys.stdlib_module_names)
     assert {DISTRIBUTIONS.get(name, name) for name in imported} <= install_requires()
 

@@ -61,8 +61,8 @@ def test_each_command_is_accounted_for(root):
     train, test = commands(run)
     assert (train["evaluation_only"], test["evaluation_only"]) == (False, True)
     assert (train["from_iteration"], train["to_iteration"], test["from_iteration"]) == (0, 10, 10)
-    # Python itself takes some megabytes and some milliseconds.
-    assert 2 < train["peak_memory_mb"] < 1000 and 0 <= train["seconds"] < 60
+    # A few megabytes for Python, whatever the process of the tests holds
+    assert 0 < train["peak_memory_mb"] < 100 and 0 <= train["seconds"] < 60
     assert (train["commit"], train["dirty"]) == ("unknown", False)
 
 
