@@ -115,7 +115,7 @@ class Training:
     def _wait(self):
         """Wait for the process; returns the most memory that it has held, in KiB.
 
-        Not ``ru_maxrss`` of `os.wait4`: on Linux that is never below the memory of the process which starts it.
+        `os.wait4` cannot tell it: on Linux its ``ru_maxrss`` counts the memory of the starting process, too.
         """
         peak = 0
         while True:
