@@ -124,6 +124,7 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path, log):
     for name, text in (("a", "{"), ("b", "[]"), ("c", json.dumps(toy_record("c")))):
         (folder / f"{name}-seed1.json").write_text(text)
     assert list(read_records(tmp_path, "small")) == ["c"]
+    assert "a-seed1.json is damaged" in log.text and "b-seed1.json is damaged" in log.text
 
 
 def test_a_mean_over_the_last_evaluations():
