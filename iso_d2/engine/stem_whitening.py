@@ -35,7 +35,7 @@ def whiten_stems_(model, batches, images=512):
             continue
         logger.info("The stem is set to whiten the images: looking at up to %d of them", images)
         conv = stem.conv
-        moments, count = _moments(model, conv, batches, images)
+        moments, count = _moments(model, stem, batches, images)
         with torch.no_grad():
             whiten_(conv.weight, moments, generator=torch.Generator().manual_seed(0)).mul_(conv.gain)
             conv.gain = 1.0
@@ -45,11 +45,11 @@ def whiten_stems_(model, batches, images=512):
         logger.info("The stem whitens the images, by %d patches; it is not trained", count)
 
 
-def _moments(model, conv, batches, images):
-    """Tensor (E, E), int: the mean second moments of the patches that a convolution reads; their number."""
-    seen, parts = 0, []
+def _moments(model, stem, batches, images):
+    """Tensor (E, E), int: the mean second moments of the patches that a stem reads; their number."""
+    conv, seen, parts = stem.conv, 0, []
     for batch in batches:
-        inputs = catch_input(model, conv, batch)
+        inputs = catch_input(model, stem, batch)  # before the stem warns that it is not set
         if inputs is None:
             break
         parts.append(patch_moments(inputs, conv.kernel_size, conv.stride, conv.dilation))

@@ -32,7 +32,7 @@ def start(model, loader, iteration=0, **options):
     trainer.train(iteration, iteration)
 
 
-def test_the_stem_whitens_what_the_model_makes_of_the_images():
+def test_the_stem_whitens_what_the_model_makes_of_the_images(log):
     model = engine_toys.ToyModel(tiny_net(whiten=True))
     others = {name: value.clone() for name, value in model.state_dict().items() if "stem.conv" not in name}
     start(model, batches())
@@ -45,6 +45,7 @@ def test_the_stem_whitens_what_the_model_makes_of_the_images():
     correlation = outputs @ outputs.T / outputs.shape[1]
     torch.testing.assert_close(correlation, correlation.diag().diag(), rtol=0, atol=1e-3)
     assert correlation.diag().min() > 0.3 and correlation.diag().max() < 1
+    assert "register iso_d2.engine.WhiteningHook" not in log.text
     # nothing else has changed, and the loss of the model was never computed
     assert not any(module._forward_pre_hooks for module in model.modules())
     for name, value in others.items():
