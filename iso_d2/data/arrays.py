@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from ..placement import Placement
-from .catalog import register, remake_advice
+from .catalog import register
 
 SEGMENTATION = {"stuff_classes": ["background", "tumour"], "ignore_label": 255}
 
@@ -120,7 +120,7 @@ class SegmentedImages:
                     record[key] = str(root / record[key])
             return cls(images, labels, records)
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise ValueError(f"cannot read {folder} ({error}). {remake_advice(folder)}") from error
+            raise ValueError(f"cannot read {folder} ({error}). Remove it: it is then made again.") from error
 
 
 def _check(data, shape, dtype, reading):

@@ -72,11 +72,6 @@ def cached(name, fill):
     return make_once(folder, fill)
 
 
-def remake_advice(folder):
-    """str: what to do about a damaged folder of the cache."""
-    return f"Remove {folder}: it is then made again."
-
-
 def short_hash(content):
     """12 hexadecimal digits of a hash of what json can hold."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]

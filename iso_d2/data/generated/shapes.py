@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..catalog import cached, register, remake_advice
+from ..catalog import cached, register
 from ..coco.annotations import load_coco
 from .scenes import draw_scene
 
@@ -79,7 +79,8 @@ def _load(split, kind=""):
     folder = cached(f"shapes_{split}-v{VERSION}", lambda new: make_shapes(new, num_images, seed))
     # The classes of the annotations belong to the sets that have them.
     name = f"shapes_{kind}{split}" if kind == "panoptic_" else f"shapes_{split}"
-    dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", remake_advice(folder))
+    hint = f"Remove {folder}: it is then made again."
+    dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", hint)
     for record in dataset_dicts:
         record["sem_seg_file_name"] = str(folder / "sem_seg" / f"{record['image_id']:06d}.png")
         if kind == "sem_seg_":

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ..arrays import LabelledImages, register_labelled_images
-from ..catalog import cached, remake_advice
+from ..catalog import cached
 
 # Part of the folder's name: raise it whenever the drawings change, or old caches stay in use.
 VERSION = 2
@@ -107,7 +107,7 @@ def _load(split):
         with np.load(folder / "images.npz", allow_pickle=False) as arrays:
             return LabelledImages(arrays["images"], arrays["labels"])
     except Exception as error:  # damaged archives raise many kinds
-        raise ValueError(f"cannot read {folder} ({error}). {remake_advice(folder)}") from error
+        raise ValueError(f"cannot read {folder} ({error}). Remove it: it is then made again.") from error
 
 
 def _fill(num_images, seed, folder):
