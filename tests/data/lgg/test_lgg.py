@@ -116,7 +116,7 @@ def test_a_moved_data_set_keeps_its_cache(tree, tmp_path, monkeypatch):
 def test_an_interrupted_run_leaves_no_cache(tree, monkeypatch):
     """The arrays stand and the records are being written when it is stopped."""
 
-    def stop(*args):
+    def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
