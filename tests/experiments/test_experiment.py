@@ -81,11 +81,11 @@ tables:
     metrics: [{heading: a, name: a}, {heading: b, name: b, digits: 2}]
     curve: b
     scales:
-      full: {setup: long, options: A 1 B (1,)}
+      full: {setup: long, options: "A 1 B (1,)"}
       medium: no time
       small: {setup: brief, evaluate: toy_train}
     experiments:
-      - {name: x, label: X, full: x.yaml B (2,), short: x.yaml, report: ["1", ""]}
+      - {name: x, label: X, full: "x.yaml B (2,)", short: x.yaml, report: ["1", ""]}
       - {name: y, label: Y, full: [y.yaml, C '', "D '(3, 4)'"], small: y.yaml C 2}
       - {name: z, label: Z, same_as: x}
 """
