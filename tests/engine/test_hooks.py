@@ -24,7 +24,7 @@ def test_delta_initialisation_before_the_first_step(log):
     model = ToyModel(tiny_resnet())
     delta_init(nn.DataParallel(model))
     block = model.backbone.res3[0]
-    assert torch.equal(block.conv1.weight[:4, :, 1, 1], torch.eye(4)) and not block.conv2.weight.any()
+    assert torch.equal(block.conv1.weight[:8, :, 1, 1], torch.eye(8)) and not block.conv2.weight.any()
     assert "Delta initialisation of 7 convolutions: backbone.stem (1), backbone.res2 (4)" in log.text
     assert "3 at the end of a residual branch are 0" in log.text
     assert "7x7 kernels left as they are: backbone.stem.conv1" in log.text
