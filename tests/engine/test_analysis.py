@@ -10,7 +10,7 @@ from iso_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RISONET = CONFIGS / "quick" / "risonet20_shapes_cls.yaml"
-RESNET = CONFIGS / "cifar" / "resnet20_cifar10.yaml"
+RESNET = CONFIGS / "cifar" / "resnet18_cifar10.yaml"
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def test_default_images_are_the_test_set_or_generated_ones(monkeypatch, tmp_path
 
 def test_delta_initialisation_of_the_config_is_applied():
     opts = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "", "ISO.DELTA_INIT.ENABLED", True]
+    opts += ["MODEL.RESNETS.DEPTH", 8, "MODEL.RESNETS.OUT_FEATURES", "['res4']"]
     model = load_model(load_config(RESNET, opts), [])
     weight = model.backbone.res2[0].conv1.weight
     assert torch.equal(weight[:, :, 1, 1], torch.eye(16))

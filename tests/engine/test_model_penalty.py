@@ -163,8 +163,8 @@ def test_two_processes_share_the_layers_and_train_as_one_does(tmp_path, tensor_l
     assert sorted(first["layers"] + second["layers"]) == sorted(alone["layers"])
     assert first["layers"] and second["layers"]
     for name, weight in alone["weights"].items():
-        torch.testing.assert_close(first["weights"][name], weight)
-        torch.testing.assert_close(second["weights"][name], weight)
+        for process in (first, second):
+            torch.testing.assert_close(process["weights"][name], weight, rtol=1e-5, atol=1e-5)
     assert set(first["written"]) == set(alone["written"])
     for name, value in alone["written"].items():
         if name == "loss_ortho" or name.startswith("ortho/"):

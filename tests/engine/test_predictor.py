@@ -25,7 +25,7 @@ def test_a_file_is_preprocessed_like_the_test_set(weights):
     record = next(r for r in DatasetCatalog.get("phantom_test") if r["sem_seg_array"].any())
     predictor = Predictor(load_config(opts=[*UNET, *weights]))
     output = predictor(record["file_name"])
-    assert output["probabilities"].shape == (1, phantoms.SIZE, phantoms.SIZE)
+    assert output["probabilities"].shape == (1, phantoms.PREPROCESSING.size, phantoms.PREPROCESSING.size)
     with torch.no_grad():
         expected = predictor.model([predictor.mapper(record)])[0]
     torch.testing.assert_close(output["sem_seg"], expected["sem_seg"])

@@ -10,7 +10,8 @@ from iso_d2.engine.setup import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RISONET = CONFIGS / "quick" / "risonet20_shapes_cls.yaml"
-RESNET = CONFIGS / "cifar" / "resnet20_cifar10.yaml"
+RESNET = CONFIGS / "cifar" / "resnet18_cifar10.yaml"
+NARROW_RESNET = ["MODEL.RESNETS.DEPTH", "8", "MODEL.RESNETS.OUT_FEATURES", "['res4']"]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def image(tmp_path):
 
 def small(*models, images, output, size=8, opts=()):
     arguments = [*map(str, models), "--output", str(output), "--images", str(images), "--size", str(size)]
-    narrow = ["MODEL.DEVICE", "cpu", "MODEL.ISONET.DEPTH", "8", "MODEL.RESNETS.DEPTH", "8"]
+    narrow = ["MODEL.DEVICE", "cpu", "MODEL.ISONET.DEPTH", "8", *NARROW_RESNET]
     return [*arguments, "--opts", *narrow, *map(str, opts)]
 
 
@@ -54,7 +55,7 @@ def test_before_and_after_training_and_batch_norm_beside(tool, image, trained, t
     tool.main(arguments)
     document = json.loads((output / "isometry.json").read_text())
     labels = ["risonet20_shapes_cls", "risonet20_shapes_cls, model_final", "arm/run, model_final"]
-    assert list(document["models"]) == [*labels, "resnet20_cifar10"]
+    assert list(document["models"]) == [*labels, "resnet18_cifar10"]
     before, after, same, resnet = document["models"].values()
 
     conv = "res2.0.branch.conv1"
