@@ -1,7 +1,8 @@
 """Training the experiments one after the other, or some side by side, each in processes of its own.
 
 What runs is ``tools/train_net.py --resume`` with a config and options, as anybody can type it, so that a
-crash of one run leaves the others alone.
+crash of one run leaves the others alone. Whether a record still counts says ``Run.outdated``, why a run
+cannot start ``Run.obstacle``.
 """
 
 import re

@@ -2,8 +2,9 @@
 
 from .jacobian import measure_jacobian
 from .layers import find_network, measure_convolutions
-from .network import catch_input, measure_depth, measure_signal, record_signal, record_step, signal_faults
-from .summary import analyze, describe, jacobian_table, signal_table
+from .measured_signal import measure_signal, record_signal, signal_faults, signal_table
+from .network import catch_input, measure_depth, record_step
+from .summary import analyze, describe, jacobian_table
 
 __all__ = [
     "analyze",

@@ -1,6 +1,7 @@
 """How far each layer of a network is from an isometry: convolutions, SReLU thresholds, residual scales."""
 
 import contextlib
+import functools
 import math
 
 import torch
@@ -158,3 +159,12 @@ def measure_scales(network):
         empty where there is none.
     """
     return {n: m.scale.mean().item() for n, m in network.named_modules() if isinstance(m, SharedScale)}
+
+
+@contextlib.contextmanager
+def watching(modules, see):
+    """Call see(name, module, inputs, output) after each of the modules, by name, within the context."""
+    with contextlib.ExitStack() as handles:
+        for name, module in modules.items():
+            handles.enter_context(module.register_forward_hook(functools.partial(see, name)))
+        yield

@@ -1,24 +1,16 @@
-"""A network as a whole: what it is fed, and its signal and gradient by layer and by depth.
-
-An isometric network whose SReLUs clip nothing is linear but for its pooling; one whose SReLUs clip everything
-passes nothing on. docs/signal.md says why either happens.
-"""
+"""A network as a whole: what it is fed, and the norms of its signal and gradient by depth."""
 
 import contextlib
-import functools
 import math
 
 import torch
 from detectron2.layers import CNNBlockBase
 from fvcore.nn.precise_bn import update_bn_stats
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..isometry import SReLU, find_convolutions
-from .layers import find_blocks, measure_convolution, measure_scales, measure_thresholds
-
-# Shares of clipped values below and above which an SReLU is linear or dead
-LINEAR, DEAD = 0.001, 0.99
+from ..isometry import find_convolutions
+from .layers import find_blocks, measure_convolution, measure_scales, measure_thresholds, watching
+from .measured_signal import record_signal
 
 
 class _InputReached(Exception):
@@ -109,70 +101,6 @@ def calibrate_batch_norm(network, images):
 
 
 @contextlib.contextmanager
-def record_signal(network):
-    """Measure the outputs of convolutions and SReLUs in the forward passes within the context.
-
-    Args:
-        network (nn.Module): the network.
-
-    Yields:
-        dict[str, dict]: by the dotted name of each convolution and SReLU, in the order of execution:
-        ``mean_square`` of its output, and for an SReLU ``held``, the share of clipped values, 0 to 1, which
-        are equal to its threshold. Both are tensors without dimensions, float32. Each further pass takes the
-        place of the one before.
-    """
-    signal = {}
-
-    @torch.no_grad()
-    def measure(name, module, inputs, output):
-        signal[name] = {"mean_square": output.float().square().mean()}
-        if isinstance(module, SReLU):
-            bound = module.threshold.to(output.dtype).view(-1, *[1] * (output.dim() - 2))
-            signal[name]["held"] = (output == bound).float().mean()
-
-    kinds = nn.Conv2d, nn.ConvTranspose2d, SReLU
-    with _watching({n: m for n, m in network.named_modules() if isinstance(m, kinds)}, measure):
-        yield signal
-
-
-@torch.no_grad()
-def measure_signal(network, images):
-    """Mean square and share of clipped values at given images.
-
-    Args:
-        network (nn.Module): in the mode to be measured.
-        images (Tensor): (N, C, H, W), the network's input.
-
-    Returns:
-        dict[str, dict]: as from :func:`record_signal`, of floats.
-    """
-    with record_signal(network) as signal:
-        network(images)
-    return {name: {what: x.item() for what, x in point.items()} for name, point in signal.items()}
-
-
-def signal_faults(signal):
-    """The SReLUs at which a network is linear or dead, in words.
-
-    Args:
-        signal (dict[str, dict]): as from :func:`measure_signal` or :func:`record_signal`.
-
-    Returns:
-        list[str]: at most one sentence of each kind.
-    """
-    clipped = {name: float(point["held"]) for name, point in signal.items() if "held" in point}
-    kinds = {
-        f"linear (below {LINEAR:.1%} of the values clipped)": [n for n, x in clipped.items() if x < LINEAR],
-        f"dead (above {DEAD:.0%} clipped)": [n for n, x in clipped.items() if x > DEAD],
-    }
-    return [
-        f"{kind} at {len(names)} of {len(clipped)} SReLUs: {', '.join(names)}"
-        for kind, names in kinds.items()
-        if names
-    ]
-
-
-@contextlib.contextmanager
 def record_points(network, keep=lambda name, x: x):
     """Keep what flows through the blocks of a network in the forward passes within the context.
 
@@ -194,7 +122,7 @@ def record_points(network, keep=lambda name, x: x):
         points[name] = keep(name, output)
 
     start = network.register_forward_pre_hook(lambda network, inputs: points.clear())
-    with start, _watching(find_blocks(network), see):
+    with start, watching(find_blocks(network), see):
         yield points
 
 
@@ -283,15 +211,6 @@ def record_step(network):
 
     with record_points(network, keep) as points, record_signal(network) as signal:
         yield values
-
-
-@contextlib.contextmanager
-def _watching(modules, see):
-    """Call see(name, module, inputs, output) after each of the modules, by name, within the context."""
-    with contextlib.ExitStack() as handles:
-        for name, module in modules.items():
-            handles.enter_context(module.register_forward_hook(functools.partial(see, name)))
-        yield
 
 
 def _rms(x):

@@ -6,7 +6,8 @@ from tabulate import tabulate
 
 from .jacobian import measure_jacobian
 from .layers import find_network, measure_convolutions, measure_scales, measure_thresholds
-from .network import calibrate_batch_norm, measure_depth, measure_signal, network_input, signal_faults
+from .measured_signal import measure_signal, signal_faults, signal_table
+from .network import calibrate_batch_norm, measure_depth, network_input
 
 
 def analyze(model, batch, calibrate=False, grid=0, jacobian_images=1):
@@ -101,16 +102,6 @@ def depth_table(result):
         rows.append([name, *point.values(), *thresholds, *(scales[:1] or [None])])
     header = ["output of", "signal rms", "signal norm", "gradient norm", "b min", "b mean", "b max", "scale"]
     return tabulate(rows, header, floatfmt=".3g")
-
-
-def signal_table(signal):
-    """What :func:`measure_signal` gives, a row for each SReLU: str."""
-    rows = [
-        [name, float(point["mean_square"]), 100 * float(point["held"])]
-        for name, point in signal.items()
-        if "held" in point
-    ]
-    return tabulate(rows, ["output of", "mean square", "clipped (%)"], floatfmt=("", ".3g", ".2f"))
 
 
 def jacobian_table(results):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ._conv import check_weight, map_by_kind, per_axis, split_groups, stack_kernels
-from ._penalty import Penalty, gram_operand, multiply_adds, penalty
+from ._orthogonality import Penalty, gram_operand, multiply_adds, penalty
 
 # The number of weights in one batch. Small layers of one shape share their matrix products; a larger batch
 # gains nothing, and its buffers take about six times its memory.

@@ -10,7 +10,7 @@ import math
 import torch
 
 from ._conv import group_by_kind, map_by_kind, per_axis, polyphase, stack_kernels
-from ._penalty import frequency_tables
+from ._orthogonality import frequency_tables
 
 
 class SpectralPenalty:

@@ -1,4 +1,7 @@
-"""How an isometric network carries its signal: as in the paper, or with its mean square kept."""
+"""How an isometric network carries its signal: as in the paper, or with its mean square kept.
+
+What the log prints of it is in iso_d2/analysis/measured_signal.py.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Drawn street scenes of people, bicycles and cars, with the pixels that belong to each."""
+"""Drawn street scenes of people, bicycles and cars, with the pixels that belong to each.
+
+Whoever changes a drawing raises VERSION in shapes.py, which makes data sets of them.
+"""
 
 import cv2
 import numpy as np
