@@ -1,4 +1,4 @@
-"""The slices that lie beside the project, against facts about them."""
+"""Real LGG slices, where DETECTRON2_DATASETS has them, against facts about them."""
 
 import numpy as np
 import pytest
