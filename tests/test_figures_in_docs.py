@@ -82,6 +82,15 @@ DICE_LOSS = {
     "paper": final("mri-patient-isounet", "lgg_val", "dice_loss"),
 }
 
+SCENES = {"R-ISONet-18": "risonet", "ResNet-18, batch norm": "bn", "ResNet-18, group norm": "gn"}
+
+
+def by_batch(key):
+    """Mean, standard deviation and n of the box AP with 1, 2 and 8 images a step, one after the other."""
+    return [
+        x for batch in (1, 2, 8) for x in over_seeds(f"signal-scenes-{key}-batch{batch}", "shapes_test", "AP")
+    ]
+
 
 def unet_at(rate):
     """Volume Dice of UNet on the tuning split at a learning rate."""
@@ -123,6 +132,14 @@ FIGURES = {
         ("UNet with batch norm # ± # % (n = #)", VOLUME_DICE["bn"]),
     ],
     "docs/signal.md": [
+        *(
+            (f"| {name} | # ± # (n = #) | # ± # (n = #) | # ± # (n = #) |", by_batch(key))
+            for name, key in SCENES.items()
+        ),
+        (
+            "| ResNet-18, no norm | # (n = 1) | # (n = 1) | # (n = 1) |",
+            [final(f"signal-scenes-nonorm-batch{batch}", "shapes_test", "AP") for batch in (1, 2, 8)],
+        ),
         (
             "evaluations (%) | # (final, n = 1) | # ± # (n = #) | # ± # (n = #) |",
             [VOLUME_DICE["paper"], *VOLUME_DICE["iso"], *VOLUME_DICE["bn"]],
