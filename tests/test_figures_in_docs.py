@@ -82,7 +82,12 @@ DICE_LOSS = {
     "paper": final("mri-patient-isounet", "lgg_val", "dice_loss"),
 }
 
-SCENES = {"R-ISONet-18": "risonet", "ResNet-18, batch norm": "bn", "ResNet-18, group norm": "gn"}
+SCENES = {
+    "R-ISONet-18": "risonet",
+    "ResNet-18, batch norm": "bn",
+    "ResNet-18, group norm": "gn",
+    "ResNet-18, no norm": "nonorm",
+}
 
 
 def by_batch(key):
@@ -136,10 +141,6 @@ FIGURES = {
         *(
             (f"| {name} | # ± # (n = #) | # ± # (n = #) | # ± # (n = #) |", by_batch(key))
             for name, key in SCENES.items()
-        ),
-        (
-            "| ResNet-18, no norm | # (n = 1) | # (n = 1) | # (n = 1) |",
-            [final(f"signal-scenes-nonorm-batch{batch}", "shapes_test", "AP") for batch in (1, 2, 8)],
         ),
         (
             "evaluations (%) | # (final, n = 1) | # ± # (n = #) | # ± # (n = #) |",
