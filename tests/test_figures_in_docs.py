@@ -119,7 +119,7 @@ DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
 
 FIGURES = {
     "README.md": [
-        ("AP50 was # % and # % in two runs", [run["AP50"] for run in SHAPES_NOW]),
+        ("AP50 was #, # and # %", [run["AP50"] for run in SHAPES_NOW]),
         ("batch norm (# ± # against # ± # with 1)", [*by_batch("risonet")[:2], *by_batch("bn")[:2]]),
     ],
     "docs/detection.md": [
@@ -166,7 +166,7 @@ FIGURES = {
                 *(run["AP"] for run in SHAPES_BEFORE),
             ],
         ),
-        ("AP50; AP | | #, #; #, # (n = 2) |", [run[key] for key in ("AP50", "AP") for run in SHAPES_NOW]),
+        ("AP50; AP | | #, #, #; #, #, # (n = 3) |", [run[key] for key in ("AP50", "AP") for run in SHAPES_NOW]),
         ("0.08 and 0.025 gave about the same (volume Dice # and #)", [unet_at(0.08), unet_at(0.025)]),
         ("it was stopped with # % after two epochs", [ISONET_FIRST["top1"][0][1]]),
         (
