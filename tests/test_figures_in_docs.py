@@ -166,7 +166,10 @@ FIGURES = {
                 *(run["AP"] for run in SHAPES_BEFORE),
             ],
         ),
-        ("AP50; AP | | #, #, #; #, #, # (n = 3) |", [run[key] for key in ("AP50", "AP") for run in SHAPES_NOW]),
+        (
+            "AP50; AP | | #, #, #; #, #, # (n = 3) |",
+            [run[key] for key in ("AP50", "AP") for run in SHAPES_NOW],
+        ),
         ("0.08 and 0.025 gave about the same (volume Dice # and #)", [unet_at(0.08), unet_at(0.025)]),
         ("it was stopped with # % after two epochs", [ISONET_FIRST["top1"][0][1]]),
         (
