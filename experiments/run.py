@@ -185,6 +185,14 @@ def _flat(node, prefix=""):
     return found
 
 
+# Beginning of a data set's name -> how to get what is missing
+SOURCES = {
+    "coco": "run tools/make_coco_subset.py again",
+    "cifar": "run tools/prepare_cifar.py",
+    "lgg": "get the whole set, https://www.kaggle.com/mateuszbuda/lgg-mri-segmentation",
+}
+
+
 @functools.cache
 def missing(name, root):
     """What is wrong with a data set, by reading it.
@@ -203,7 +211,8 @@ def missing(name, root):
     expected = IMAGES.get(name, found)
     if found == expected:
         return ""
-    return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: get the others"
+    advice = next((text for prefix, text in SOURCES.items() if name.startswith(prefix)), "get the others")
+    return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: {advice}"
 
 
 def read_metrics(path):

@@ -48,6 +48,9 @@ class Training:
         self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // parallel)))
         # A relative one is relative to where the user is, not to the repository.
         self._environment["DETECTRON2_DATASETS"] = str(dataset_root().absolute())
+        # The code that resolves the configuration also trains, whichever iso_d2 is installed.
+        paths = [str(run.root.absolute()), os.environ.get("PYTHONPATH", "")]
+        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._process, self._stopped, self._starting = None, False, threading.Lock()
 
     def __call__(self):

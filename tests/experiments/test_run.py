@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog
 from toy_runs import toy_repository, toy_run
 
 from experiments.experiment import BY_NAME, EXPERIMENTS, PRETRAINING, SCALES, TABLES, Setting
-from experiments.run import IMAGES, Run, command_text, configuration
+from experiments.run import IMAGES, Run, command_text, configuration, missing
 from iso_d2.data.lgg import PATIENTS
 from iso_d2.engine.setup import load_config
 
@@ -107,3 +107,12 @@ def test_the_command_is_that_of_train_net(tmp_path):
         *("MODEL.META_ARCHITECTURE", "train", "DATASETS.TRAIN", "()"),
     ]
     assert command_text(["/usr/bin/python3", "a.py", "KEY", "", "('x',)"]) == 'python a.py KEY "" "(\'x\',)"'
+
+
+def test_incomplete_data_come_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("experiments.run.DatasetCatalog.get", lambda name: [0] * 303)
+    reason = missing("lgg_train", tmp_path)
+    assert reason.startswith(
+        f"lgg_train has 303 of its 3,347 images in {tmp_path}: get the whole set, https://"
+    )
+    assert missing("coco_pbc_train", tmp_path).endswith("run tools/make_coco_subset.py again")

@@ -118,3 +118,10 @@ def test_old_checkpoints_go_but_for_two(root):
     (folder / "last_checkpoint").write_text("model_final.pth")
     training()
     assert [path.name for path in folder.glob("model_*")] == ["model_final.pth"]
+
+
+def test_a_training_imports_the_code_beside_its_run(root, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    training = Training(toy_run(root, "a"), 1)
+    assert training._environment["PYTHONPATH"].split(os.pathsep) == [str(root.absolute()), "elsewhere"]
+    assert training() == ""
