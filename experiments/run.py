@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 
 from iso_d2.config import add_iso_config
 from iso_d2.data import dataset_root
+from iso_d2.data.lgg import SOURCE as LGG_SOURCE
 from iso_d2.engine.setup import load_config
 
 from .experiment import Experiment
@@ -189,7 +190,7 @@ def _flat(node, prefix=""):
 SOURCES = {
     "coco": "run tools/make_coco_subset.py again",
     "cifar": "run tools/prepare_cifar.py",
-    "lgg": "get the whole set, https://www.kaggle.com/mateuszbuda/lgg-mri-segmentation",
+    "lgg": f"get the whole set, {LGG_SOURCE}",
 }
 
 

@@ -11,7 +11,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from iso_d2.data.lgg import named_by_split
 from iso_d2.engine.setup import load_config
 from iso_d2.engine.trainer import build_mapper
 from iso_d2.evaluation import draw_model_input
@@ -40,11 +39,9 @@ def main(argv=None):
 
 
 def draw(args):
-    cfg = load_config(args.config_file, args.opts)
+    dataset = ["DATASETS.TRAIN", (args.dataset,)] if args.dataset else []
+    cfg = load_config(args.config_file, [*args.opts, *dataset])
     names = cfg.DATASETS.TRAIN
-    if args.dataset:
-        split = cfg.DATASETS.LGG_SPLIT, cfg.DATASETS.LGG_FOLD, cfg.DATASETS.LGG_FOLDS
-        names = named_by_split([args.dataset], *split)
     if not names:
         raise ValueError("DATASETS.TRAIN is empty: name a data set with --dataset")
     mapper = build_mapper(cfg, is_train=True)

@@ -1,10 +1,9 @@
 """Data sets and the mapper. Importing this package registers the data sets."""
 
 from ..files import BrokenImageError, read_image
-from . import cifar, lgg
+from . import cifar, coco, lgg
 from .arrays import LabelledImages, SegmentedImages, register_labelled_images, register_segmented_images
 from .catalog import cache_root, dataset_root
-from .coco import subset
 from .coco.annotations import load_coco, register_coco_json
 from .generated import phantoms, shapes, shapes_cls
 from .image_folder import load_image_folder, register_image_folder
@@ -19,6 +18,7 @@ __all__ = [
     "build_transforms",
     "cache_root",
     "cifar",
+    "coco",
     "dataset_root",
     "lgg",
     "load_coco",
@@ -31,5 +31,4 @@ __all__ = [
     "register_segmented_images",
     "shapes",
     "shapes_cls",
-    "subset",
 ]

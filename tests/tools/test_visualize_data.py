@@ -66,3 +66,12 @@ def test_boxes_masks_and_colours_are_drawn_where_they_are(image_format):
     masks = mapped["instances"].gt_masks.tensor.any(dim=0).numpy()
     assert changed[masks].mean() > 0.5
     assert changed.mean() < 0.6
+
+
+def test_the_split_of_the_config_is_that_of_a_named_data_set(visualize_data, monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: asked.append(name) or [])
+    arguments = ["--config-file", "", "--output", str(tmp_path), "--dataset", "lgg_train"]
+    visualize_data.main([*arguments, "DATASETS.LGG_SPLIT", "image"])
+    assert asked == ["lgg_image_train"]
+    assert "0 of 0 images of lgg_image_train" in capsys.readouterr().out

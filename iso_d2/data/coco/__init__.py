@@ -1,1 +1,5 @@
 """COCO-format data sets: reading and checking any of them, and the report's person/bicycle/car subset."""
+
+from . import annotations, subset
+
+__all__ = ["annotations", "subset"]
