@@ -161,6 +161,13 @@ def _iso_config():
     # Epochs of warm-up
     cfg.SOLVER.WARMUP_EPOCHS = 0
 
+    # Save so many minutes after the last checkpoint, besides every CHECKPOINT_PERIOD steps; 0: only by steps
+    cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
+    # How many checkpoints of CHECKPOINT_PERIOD stay, the newest; 0: all
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # A total loss above this stops the training like one that is not finite; 0: no bound
+    cfg.SOLVER.MAX_LOSS = 0.0
+
     cfg.SOLVER.CLIP_GRADIENTS = CN()
     # lambda of adaptive clipping (NFNet): each unit's gradient is at most this times the unit's norm; 0: off
     cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE = 0.0
@@ -211,6 +218,8 @@ def _iso_config():
     cfg.TEST.VISUALIZE = 8
     # With SOLVER.EPOCHS: epochs between two evaluations; 0: only at the end
     cfg.TEST.EVAL_EPOCHS = 0
+    # [metric, "max" or "min"], such as ["bbox/AP", "max"]: keep the best of the evaluations as model_best.pth
+    cfg.TEST.BEST = []
     cfg.TEST.SEGMENTATION = CN()
     # A pixel counts as foreground from this probability on
     cfg.TEST.SEGMENTATION.THRESHOLD = 0.5

@@ -18,7 +18,8 @@ def replacing(path):
         path (str or Path): the file wanted; its folder is made if needed.
 
     Yields:
-        Path: an empty file in the same folder. When the block raises it goes, and `path` stays as it was.
+        Path: an empty file in the same folder. When the block raises it goes, and `path` stays as it was. It
+        is on the disk before it takes its place, so that a power failure leaves the one or the other.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,10 +29,20 @@ def replacing(path):
     try:
         yield unfinished
         unfinished.chmod(0o644)
+        _sync(unfinished, os.O_RDWR)
         os.replace(unfinished, path)
+        _sync(path.parent, os.O_RDONLY)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _sync(path, flags):
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path, text):

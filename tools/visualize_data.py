@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
+from iso_d2.data.mappers import build_mapper
 from iso_d2.engine.setup import load_config
-from iso_d2.engine.trainer import build_mapper
 from iso_d2.evaluation import draw_model_input
 
 

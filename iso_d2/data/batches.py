@@ -4,6 +4,7 @@ A data set as small as CIFAR fits there as uint8. What would be one Python call 
 then a few operations for each batch, without worker processes and without waiting for the device.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,9 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.nn import functional as F
 
+from ..randomness import derived_seed
 from .labels import LabelRange
+from .loader import shared_seed
 
 
 def flip_at_random(images, generator):
@@ -76,12 +79,17 @@ class TrainingBatches:
         self.flip = flip
         self.crop_padding = crop_padding
         self.rank, self.world_size = rank, world_size
+        self.start = 0
+
+    def seek(self, step):
+        """Let the next iterator begin with the batch of this step, counted from 0."""
+        self.start = step
 
     def __iter__(self):
         augmentation = torch.Generator(self.images.device)
-        # Not the seed itself, which shuffles; and each process flips and crops in its own way.
-        augmentation.manual_seed(self.seed + 1 + self.rank)
-        for indices in self._indices():
+        for step, indices in itertools.islice(enumerate(self._indices()), self.start, None):
+            # each step and each process flips and crops in its own way
+            augmentation.manual_seed(derived_seed(self.seed, self.rank, step))
             images = self.images.index_select(0, indices)
             if self.crop_padding:
                 images = crop_at_random(images, self.crop_padding, augmentation)
@@ -165,7 +173,7 @@ def build_training_batches(cfg):
     return TrainingBatches(
         *_load(cfg, names, LabelRange.from_config(cfg)),
         cfg.SOLVER.IMS_PER_BATCH,
-        seed=comm.shared_random_seed(),
+        seed=shared_seed(cfg),
         flip=options.FLIP and not segmented,
         crop_padding=0 if segmented else options.CROP_PADDING,
         rank=comm.get_rank(),

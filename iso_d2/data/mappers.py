@@ -249,3 +249,15 @@ def _instances(size, boxes, annotations, masks):
         masks = np.array([masks[i] for i in kept], dtype=bool).reshape(-1, *size)
         instances.gt_masks = BitMasks(torch.from_numpy(masks))
     return detection_utils.filter_empty_instances(instances)
+
+
+def build_mapper(cfg, is_train):
+    """The mapper of INPUT.MAPPER.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    mappers = {"albumentations": AlbumentationsMapper, "detectron2": CheckedDatasetMapper}
+    if cfg.INPUT.MAPPER not in mappers:
+        raise ValueError(f"INPUT.MAPPER must be one of {', '.join(mappers)}, got {cfg.INPUT.MAPPER!r}")
+    return mappers[cfg.INPUT.MAPPER](cfg, is_train=is_train)

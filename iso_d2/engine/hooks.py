@@ -98,13 +98,14 @@ class OrthogonalityLossHook(HookBase):
         self.include, self.exclude = include, exclude
         self.period, self.log_period = period, log_period
         self.penalty = None
-        self._loaded = {}
+        self._gathered = []
         self._handles = contextlib.ExitStack()
 
     def before_train(self):
         options = (self.mode, self.include, self.exclude, self.fraction, self.bound)
         self.penalty = ModelPenalty(self.trainer.model, self.coeff, *options)
-        self.penalty.load_state_dict(self._loaded)
+        if self._gathered:
+            self.penalty.load_state_dict(self._gathered[comm.get_rank()])
         model, layers = unwrap(self.trainer.model), self.penalty.layers
         left = [name for name in find_convolutions(model) if name not in layers]
         logger.info(
@@ -122,11 +123,16 @@ class OrthogonalityLossHook(HookBase):
         else:
             logger.warning("The orthogonality penalty has no layer to act on: all are excluded or frozen")
 
+    def gather_state(self):
+        """Collect the penalty's state of all processes for the next `state_dict`, called in all of them."""
+        self._gathered = comm.all_gather(self.penalty.state_dict())
+
     def state_dict(self):
-        return self._loaded if self.penalty is None else self.penalty.state_dict()
+        alone = self.penalty is not None and self.penalty.processes == 1
+        return {"processes": [self.penalty.state_dict()] if alone else self._gathered}
 
     def load_state_dict(self, state):
-        self._loaded = state
+        self._gathered = state.get("processes", [])
 
     def after_train(self):
         self._handles.close()

@@ -7,11 +7,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from ..data.lgg.preprocessing import Preprocessing
+from ..data.mappers import build_mapper
 from ..files import read_image
 from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
-from .trainer import Trainer, build_mapper
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

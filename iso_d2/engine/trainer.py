@@ -1,41 +1,42 @@
 """Detectron2's DefaultTrainer with iso_d2's hooks, optimizer, mappers, evaluators and checkpointer."""
 
-import contextlib
 import logging
 import weakref
+from collections import defaultdict
+from functools import partial
 
 import torch
-from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.common.history_buffer import HistoryBuffer
 
 from ..data.batches import build_evaluation_batches, build_training_batches, in_memory
-from ..data.catalog import dataset_root
-from ..data.mappers import AlbumentationsMapper, CheckedDatasetMapper
+from ..data.loader import build_training_loader, shared_seed
+from ..data.mappers import build_mapper
 from ..evaluation import build_evaluator
-from ..isometry.model import NORM_LAYERS
+from ..isometry.model import unwrap
+from ..randomness import seed_generators
 from .checkpoint import IsoCheckpointer
+from .checkpoint_hooks import BestCheckpointHook, CheckpointHook
+from .checks import (
+    check_kind,
+    check_num_classes,
+    check_same_classes,
+    explained_missing_files,
+    warn_of_unscaled_images,
+)
 from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
+from .divergence import Remembering, diagnosis
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
+from .resume import changes, check_folder_is_free, go_on_with_new_values, set_aside
 
-# meta-architecture -> node of MODEL with its NUM_CLASSES
-NUM_CLASSES_KEYS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "ImageClassifier": "CLASSIFIER",
-    "RetinaNet": "RETINANET",
-}
 # Types of data sets whose mapped images are all of one size
 ONE_SIZE = ("classification", "medical_segmentation")
-MAPPERS = {"albumentations": AlbumentationsMapper, "detectron2": CheckedDatasetMapper}
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +61,16 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         make_inner_trainer = inner_trainer(cfg)
         self.check_datasets(cfg)
-        cfg = epochs_to_iterations(cfg)
+        cfg = _with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        with _explained_missing_files():
+        with explained_missing_files():
             data_loader = self.build_train_loader(cfg)
         for name in cfg.DATASETS.TRAIN:
-            _check_num_classes(cfg, name)
-        _check_same_classes(cfg)
-        _warn_of_unscaled_images(cfg, model)
+            check_num_classes(cfg, name)
+        check_same_classes(cfg)
+        warn_of_unscaled_images(cfg, model)
 
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
@@ -78,6 +79,7 @@ class Trainer(DefaultTrainer):
         self._trainer = make_inner_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = IsoCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._batches = None
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -95,7 +97,84 @@ class Trainer(DefaultTrainer):
             hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
-        return [*hooks, WhiteningHook(), SignalHook(), *super().build_hooks()]
+        hooks += [WhiteningHook(), SignalHook()]
+        solver, checkpointer = self.cfg.SOLVER, self.checkpointer
+        for hook in super().build_hooks():
+            if isinstance(hook, EvalHook):
+                keys = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MINUTES, solver.CHECKPOINTS_KEPT
+                hooks += [CheckpointHook(checkpointer, *keys), hook]
+                if self.cfg.TEST.BEST:
+                    hooks.append(BestCheckpointHook(checkpointer, *self.cfg.TEST.BEST))
+            elif not isinstance(hook, PeriodicCheckpointer):
+                hooks.append(hook)
+        return hooks
+
+    def before_train(self):
+        # else they grow by some ten values a step
+        self.storage._history = defaultdict(partial(HistoryBuffer, max_length=1000))
+        super().before_train()
+
+    def run_step(self):
+        # a step draws the same whatever came before it, so that a training can be continued
+        on_gpu = next(self.model.parameters()).is_cuda
+        seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
+        if self._batches is None:
+            self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
+        try:
+            super().run_step()
+            bound, loss = self.cfg.SOLVER.MAX_LOSS, self.storage.latest().get("total_loss", (0,))[0]
+            if bound and loss > bound:
+                raise FloatingPointError(f"total_loss is {loss}, above SOLVER.MAX_LOSS {bound}")
+        except FloatingPointError as error:
+            raise FloatingPointError(self._advice(error)) from error
+
+    def _advice(self, error):
+        seed_generators(self.cfg.SEED, comm.get_rank(), self.iter)
+        amp = self.cfg.SOLVER.AMP
+        dtype = torch.bfloat16 if amp.PRECISION == "bf16" else torch.float16
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, dtype=dtype, enabled=amp.ENABLED):
+            found = diagnosis(unwrap(self.model), self._batches.last)
+        try:
+            last = f"with --resume from {self.checkpointer.get_checkpoint_file()}, the last good checkpoint"
+        except ValueError:
+            last = "from the start, since there is no checkpoint yet"
+        return (
+            f"The training diverged at iteration {self.iter}: {found}. Lower SOLVER.BASE_LR (it is "
+            f"{self.cfg.SOLVER.BASE_LR}), warm up longer (SOLVER.WARMUP_ITERS) or clip the gradients "
+            f"(SOLVER.CLIP_GRADIENTS), and go on {last}. What was seen first: {error}"
+        )
+
+    def state_dict(self):
+        """As Detectron2's, with the config and the number of processes."""
+        more = {"config": self.cfg.dump(), "processes": comm.get_world_size(), "seed": self.cfg.SEED}
+        return super().state_dict() | more
+
+    def load_state_dict(self, state):
+        """Go on from a checkpoint; where the config has changed since, its new values count.
+
+        Raises:
+            ValueError: the checkpoint is of another number of processes, or its optimizer does not fit.
+        """
+        processes = state.get("processes", comm.get_world_size())
+        if processes != comm.get_world_size():
+            raise ValueError(
+                f"The checkpoint is of a training with {processes} processes, this one has "
+                f"{comm.get_world_size()} and would see other batches. Go on with --num-gpus {processes}, or "
+                "start from its weights alone: MODEL.WEIGHTS without --resume, in another OUTPUT_DIR."
+            )
+        changed = changes(state["config"], self.cfg) if "config" in state else []
+        if changed:
+            logger.warning(
+                "Going on with a config that has changed, new values count: %s", "; ".join(changed)
+            )
+        seed = state.get("seed", self.cfg.SEED)
+        if seed != self.cfg.SEED:
+            logger.info("Going on with the seed of the checkpoint, %d", seed)
+            self.cfg = _with_seed(self.cfg, seed)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+        load = partial(super().load_state_dict, state)
+        go_on_with_new_values(self._trainer.optimizer, self.scheduler, load)
 
     def resume_or_load(self, resume=True):
         """Continue from the last checkpoint in OUTPUT_DIR, or load MODEL.WEIGHTS.
@@ -110,11 +189,22 @@ class Trainer(DefaultTrainer):
                 "Nothing to resume: no checkpoint in %s. Starting from %s",
                 *(self.cfg.OUTPUT_DIR, weights or "the initialisation"),
             )
+        earlier = [] if resumes else check_folder_is_free(self.checkpointer, self.cfg)
         super().resume_or_load(resume)
+        set_aside(earlier)
+        if self.start_iter > 0:
+            self._seek(self.start_iter)
         loaded = bool(resumes or weights)
         for hook in self._hooks:
             if isinstance(hook, DeltaInitHook):
                 hook.weights_loaded = loaded
+
+    def _seek(self, step):
+        loader = self._trainer.data_loader
+        if hasattr(loader, "seek"):
+            loader.seek(step)
+        else:
+            logger.warning("The data start anew: %s cannot begin at a step (seek)", type(loader).__name__)
 
     @classmethod
     def evaluate(cls, cfg, resume=False):
@@ -148,20 +238,20 @@ class Trainer(DefaultTrainer):
         if not cfg.DATASETS.TRAIN:
             raise ValueError("DATASETS.TRAIN is empty: give the name of a registered data set")
         for name in cfg.DATASETS.TRAIN:
-            _check_kind(cfg, name)
+            check_kind(cfg, name)
         cls.check_test_datasets(cfg)
 
     @classmethod
     def check_test_datasets(cls, cfg):
         """Make sure that each of DATASETS.TEST can be evaluated."""
         for name in cfg.DATASETS.TEST:
-            _check_kind(cfg, name)
-            with _explained_missing_files():
+            check_kind(cfg, name)
+            with explained_missing_files():
                 records = DatasetCatalog.get(name)
             if not records:
                 raise ValueError(f"Test data set {name!r} (DATASETS.TEST) has no images")
             cls.build_evaluator(cfg, name)
-            _check_num_classes(cfg, name)
+            check_num_classes(cfg, name)
 
     @classmethod
     def build_model(cls, cfg):
@@ -177,7 +267,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         if in_memory(cfg, cfg.DATASETS.TRAIN):
             return build_training_batches(cfg)
-        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        return build_training_loader(cfg, build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -196,79 +286,9 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
 
-def build_mapper(cfg, is_train):
-    """The mapper of INPUT.MAPPER.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if cfg.INPUT.MAPPER not in MAPPERS:
-        raise ValueError(f"INPUT.MAPPER must be one of {', '.join(MAPPERS)}, got {cfg.INPUT.MAPPER!r}")
-    return MAPPERS[cfg.INPUT.MAPPER](cfg, is_train=is_train)
-
-
-@contextlib.contextmanager
-def _explained_missing_files():
-    """Say what to do when the error of a data set only names its missing file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if error.errno is None:  # not the system's own message, but one that says what to do
-            raise
-        raise FileNotFoundError(
-            f"A data set needs {error.filename}, which does not exist. The data set root is "
-            f"{dataset_root().absolute()}; set DETECTRON2_DATASETS to the folder that holds it."
-        ) from error
-
-
-def _check_kind(cfg, dataset_name):
-    """Only UNetSegmentor and AlbumentationsMapper know slices, which come as arrays with a placement."""
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
-    if kind == "medical_segmentation" and not (is_unet and cfg.INPUT.MAPPER == "albumentations"):
-        raise ValueError(
-            f"Data set {dataset_name!r} is for MODEL.META_ARCHITECTURE UNetSegmentor with INPUT.MAPPER "
-            f"albumentations, got {cfg.MODEL.META_ARCHITECTURE} and {cfg.INPUT.MAPPER}. "
-            "For SemanticSegmentor the LGG slices are lgg_sem_seg_train and lgg_sem_seg_val."
-        )
-    if kind == "sem_seg" and is_unet and cfg.MODEL.UNET.NUM_CLASSES == 1:
-        raise ValueError(
-            f"Data set {dataset_name!r} is evaluated by the best of several classes: "
-            "set MODEL.UNET.NUM_CLASSES to their number, background included"
-        )
-
-
-def _check_num_classes(cfg, dataset_name):
-    """A label beyond the model's classes would be an index error in the middle of the training."""
-    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    classes = MetadataCatalog.get(dataset_name).get("thing_classes")
-    if key and classes and len(classes) > cfg.MODEL[key].NUM_CLASSES:
-        raise ValueError(
-            f"Data set {dataset_name!r} has {len(classes)} classes ({', '.join(classes[:5])}, ...), "
-            f"the model {cfg.MODEL[key].NUM_CLASSES}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
-        )
-
-
-def _check_same_classes(cfg):
-    """If a folder of a class is missing in one data set, all later labels are shifted."""
-    first = cfg.DATASETS.TRAIN[0]
-    for name in cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(name)
-        same = metadata.get("thing_classes") == MetadataCatalog.get(first).get("thing_classes")
-        if metadata.get("evaluator_type") == "classification" and not same:
-            raise ValueError(
-                f"Data set {name!r} has other classes than {first!r}: its labels mean something else. "
-                "If it lacks some, register it with the names of all: register_image_folder(..., classes=...)"
-            )
-
-
-def _warn_of_unscaled_images(cfg, model):
-    if getattr(model, "standardize", None) == "image":
-        return
-    backbone = getattr(model, "backbone", model)
-    normalizes = any(isinstance(m, (*NORM_LAYERS, FrozenBatchNorm2d)) for m in backbone.modules())
-    if not normalizes and all(std == 1 for std in cfg.MODEL.PIXEL_STD):
-        logger.warning(
-            "MODEL.PIXEL_STD is 1 and the backbone has no normalization layer: it sees values up to 150. "
-            "Usual for RGB: PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]."
-        )
+def _with_seed(cfg, seed):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg

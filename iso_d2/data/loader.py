@@ -1,0 +1,134 @@
+"""Training batches of dataset dicts that can start at any step.
+
+Detectron2's samplers, dataset dicts and semantics (an endless stream, pictures of like orientation grouped,
+broken ones replaced). What differs: what a batch holds depends on seed and step alone. Detectron2 groups the
+images after they were loaded and draws their augmentation from the state of the process that loads them, so
+its stream cannot be continued after an interruption.
+"""
+
+import itertools
+
+import numpy as np
+from detectron2.data import DatasetFromList
+from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..randomness import seeded
+
+
+class TrainingLoader(DataLoader):
+    """Batches (list[dict]) of mapped dataset dicts for one process, from any step on.
+
+    The augmentation of an image depends on the seed and on its position in the stream, so on (seed, epoch,
+    index), whichever worker or process maps it.
+
+    Args:
+        records (list[dict]): in Detectron2's format.
+        sampler (torch.utils.data.Sampler): of this process, endless and the same each time it is iterated.
+        mapper (callable): dict -> dict, or None for an image that cannot be read; another one is drawn then.
+        batch_size (int): images a step in this process.
+        seed (int): of the augmentation.
+        by_aspect_ratio (bool): a batch holds either wide or upright images, if all records have ``height``
+            and ``width``.
+        num_workers (int): processes that map the images.
+        rank, world_size (int): which process this is, of how many.
+    """
+
+    def __init__(
+        self,
+        records,
+        sampler,
+        mapper,
+        batch_size,
+        seed,
+        by_aspect_ratio=False,
+        num_workers=0,
+        rank=0,
+        world_size=1,
+    ):
+        # a mapper may find sizes that the records do not have, but only when it is too late
+        by_aspect_ratio = by_aspect_ratio and all("width" in r and "height" in r for r in records)
+        upright = [by_aspect_ratio and r["width"] <= r["height"] for r in records]
+        super().__init__(
+            _Mapped(DatasetFromList(records, copy=False), mapper, seed),
+            batch_sampler=_Batches(sampler, batch_size, upright, rank, world_size),
+            num_workers=num_workers,
+            collate_fn=trivial_batch_collator,
+        )
+
+    def seek(self, step):
+        """Let the next iterator begin with the batch of this step, counted from 0."""
+        self.batch_sampler.start = step
+
+
+class _Batches(Sampler):
+    """Endless batches of (position in the stream of all processes, index)."""
+
+    def __init__(self, sampler, batch_size, upright, rank, world_size):
+        self.sampler, self.batch_size, self.upright = sampler, batch_size, upright
+        self.rank, self.world_size = rank, world_size
+        self.start = 0
+
+    def __iter__(self):
+        return itertools.islice(self._from_the_first(), self.start, None)
+
+    def _from_the_first(self):
+        groups = [], []
+        for position, index in zip(itertools.count(self.rank, self.world_size), self.sampler, strict=False):
+            group = groups[self.upright[index]]
+            group.append((position, index))
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+
+
+class _Mapped(Dataset):
+    def __init__(self, records, mapper, seed):
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __getitem__(self, place):
+        position, index = place
+        with seeded(self.seed, position):
+            mapped = self.mapper(self.records[index])
+            if mapped is None:
+                others = np.random.permutation(len(self.records))
+                mapped = next((m for i in others if (m := self.mapper(self.records[i])) is not None), None)
+        if mapped is None:
+            raise ValueError(f"none of the {len(self.records)} training images can be read; see the log")
+        return mapped
+
+
+def build_training_loader(cfg, mapper):
+    """TrainingLoader over DATASETS.TRAIN, with the sampler, batch size and grouping of the config.
+
+    The seed is SEED, or a random one if that is negative.
+
+    Raises:
+        ValueError: SOLVER.IMS_PER_BATCH cannot be divided among the processes.
+    """
+    seed, world_size = shared_seed(cfg), comm.get_world_size()
+    batch_size, left = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    if batch_size < 1 or left:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, {world_size}, "
+            f"got {cfg.SOLVER.IMS_PER_BATCH}"
+        )
+    with seeded(seed):  # samplers draw their seeds
+        parts = _train_loader_from_config(cfg, mapper=mapper)
+    return TrainingLoader(
+        parts["dataset"],
+        parts["sampler"],
+        mapper,
+        batch_size,
+        seed,
+        parts["aspect_ratio_grouping"],
+        parts["num_workers"],
+        comm.get_rank(),
+        world_size,
+    )
+
+
+def shared_seed(cfg):
+    """int: SEED, or if that is negative a random one, in all processes the same."""
+    return cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

@@ -1,0 +1,138 @@
+"""When checkpoints are written, and how a training stops without losing anything."""
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from .checkpoint import BEST
+
+# The last is what SLURM sends before the time is up, if asked (--signal)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Write a checkpoint every so many steps, every so many minutes, at a signal and at the end.
+
+    At SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the step is finished and saved, and the process ends with the code
+    128 + the signal's number. A second signal stops it at once. Several processes agree after each step.
+
+    ``model_<step>.pth`` of `period` stay, or the newest `keep` of them. A checkpoint that was due to time or
+    a signal goes when a newer one is there.
+
+    Args:
+        checkpointer (IsoCheckpointer): writes them.
+        period (int): steps.
+        minutes (float): at most so long after the checkpoint before; 0: only by steps.
+        keep (int): how many of those by steps to keep; 0: all.
+
+    Raises:
+        ValueError: a period below 1, minutes or `keep` below 0.
+        SystemExit: in :meth:`after_step`, after a signal.
+    """
+
+    def __init__(self, checkpointer, period, minutes=0, keep=0):
+        if period < 1 or minutes < 0 or keep < 0:
+            raise ValueError(
+                "SOLVER.CHECKPOINT_PERIOD must be at least 1, CHECKPOINT_MINUTES and CHECKPOINTS_KEPT at "
+                f"least 0, got {period}, {minutes} and {keep}"
+            )
+        self.checkpointer = checkpointer
+        self.period, self.minutes, self.keep = period, minutes, keep
+        self._signal, self._handlers = 0, {}
+        self._by_period, self._passing = [], None
+
+    def before_train(self):
+        self._saved_at = time.monotonic()
+        if comm.is_main_process():
+            # of a process that was killed while it saved
+            for unfinished in Path(self.checkpointer.save_dir).glob(".*.unfinished"):
+                unfinished.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
+
+    def after_train(self):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def after_step(self):
+        step = self.trainer.iter
+        overdue = self.minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.minutes
+        asked = comm.all_gather((self._signal, overdue))
+        stop, overdue = max(number for number, _ in asked), asked[0][1]
+        at_end, by_period = step + 1 >= self.trainer.max_iter, (step + 1) % self.period == 0
+        if stop or overdue or by_period or at_end:
+            self._save(step, by_period, at_end)
+        if stop and not at_end:
+            logger.info("Stopped by %s after step %d; --resume goes on", signal.Signals(stop).name, step)
+            raise SystemExit(128 + stop)
+
+    def _save(self, step, by_period, at_end):
+        for hook in self.trainer._hooks:
+            if hasattr(hook, "gather_state"):
+                hook.gather_state()
+        name = f"model_{step:07d}"
+        if by_period or not at_end:
+            self.checkpointer.save(name, iteration=step)
+        if at_end:
+            self.checkpointer.save("model_final", iteration=step)
+        self._saved_at = time.monotonic()
+        old, self._passing = [self._passing], None
+        if by_period:
+            self._by_period.append(name)
+            if self.keep:
+                old += self._by_period[: -self.keep]
+                self._by_period = self._by_period[-self.keep :]
+        elif not at_end:
+            self._passing = name
+        if comm.is_main_process():
+            for name in filter(None, old):
+                Path(self.checkpointer.save_dir, f"{name}.pth").unlink(missing_ok=True)
+
+    def _ask_to_stop(self, number, _):
+        self._signal = number
+        logger.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+        self.after_train()
+
+
+class BestCheckpointHook(HookBase):
+    """Keep the checkpoint with the best value of a metric as ``model_best.pth``; after the evaluation's hook.
+
+    A training that goes on compares with the value in the file.
+
+    Args:
+        checkpointer (IsoCheckpointer): writes it.
+        metric (str): as in metrics.json, such as "bbox/AP".
+        mode (str): "max" or "min".
+
+    Raises:
+        ValueError: another mode.
+    """
+
+    def __init__(self, checkpointer, metric, mode="max"):
+        if mode not in ("max", "min"):
+            raise ValueError(f"TEST.BEST must be [metric, 'max' or 'min'], got mode {mode!r}")
+        self.checkpointer, self.metric = checkpointer, metric
+        self._sign = 1 if mode == "max" else -1
+        self._best = None
+
+    def before_train(self):
+        file = Path(self.checkpointer.save_dir, f"{BEST}.pth")
+        if self.trainer.start_iter > 0 and file.is_file():
+            self._best = torch.load(file, map_location="cpu", mmap=True, weights_only=True).get("metric")
+
+    def after_step(self):
+        value, step = self.trainer.storage.latest().get(self.metric, (None, None))
+        if value is None or step != self.trainer.iter:
+            return
+        if self._best is None or self._sign * (value - self._best) > 0:
+            self._best = float(value)
+            self.checkpointer.save(BEST, iteration=step, metric=self._best)

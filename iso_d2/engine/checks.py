@@ -1,0 +1,85 @@
+"""Whether data sets and model fit each other, asked before the first step."""
+
+import contextlib
+import logging
+
+from detectron2.data import MetadataCatalog
+from detectron2.layers import FrozenBatchNorm2d
+
+from ..data.catalog import dataset_root
+from ..isometry.model import NORM_LAYERS
+
+# meta-architecture -> node of MODEL with its NUM_CLASSES
+NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "ImageClassifier": "CLASSIFIER",
+    "RetinaNet": "RETINANET",
+}
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def explained_missing_files():
+    """Say what to do when the error of a data set only names its missing file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.errno is None:  # not the system's own message, but one that says what to do
+            raise
+        raise FileNotFoundError(
+            f"A data set needs {error.filename}, which does not exist. The data set root is "
+            f"{dataset_root().absolute()}; set DETECTRON2_DATASETS to the folder that holds it."
+        ) from error
+
+
+def check_kind(cfg, dataset_name):
+    """Only UNetSegmentor and AlbumentationsMapper know slices, which come as arrays with a placement."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
+    if kind == "medical_segmentation" and not (is_unet and cfg.INPUT.MAPPER == "albumentations"):
+        raise ValueError(
+            f"Data set {dataset_name!r} is for MODEL.META_ARCHITECTURE UNetSegmentor with INPUT.MAPPER "
+            f"albumentations, got {cfg.MODEL.META_ARCHITECTURE} and {cfg.INPUT.MAPPER}. "
+            "For SemanticSegmentor the LGG slices are lgg_sem_seg_train and lgg_sem_seg_val."
+        )
+    if kind == "sem_seg" and is_unet and cfg.MODEL.UNET.NUM_CLASSES == 1:
+        raise ValueError(
+            f"Data set {dataset_name!r} is evaluated by the best of several classes: "
+            "set MODEL.UNET.NUM_CLASSES to their number, background included"
+        )
+
+
+def check_num_classes(cfg, dataset_name):
+    """A label beyond the model's classes would be an index error in the middle of the training."""
+    key = NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if key and classes and len(classes) > cfg.MODEL[key].NUM_CLASSES:
+        raise ValueError(
+            f"Data set {dataset_name!r} has {len(classes)} classes ({', '.join(classes[:5])}, ...), "
+            f"the model {cfg.MODEL[key].NUM_CLASSES}: set MODEL.{key}.NUM_CLASSES {len(classes)}"
+        )
+
+
+def check_same_classes(cfg):
+    """If a folder of a class is missing in one data set, all later labels are shifted."""
+    first = cfg.DATASETS.TRAIN[0]
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        same = metadata.get("thing_classes") == MetadataCatalog.get(first).get("thing_classes")
+        if metadata.get("evaluator_type") == "classification" and not same:
+            raise ValueError(
+                f"Data set {name!r} has other classes than {first!r}: its labels mean something else. "
+                "If it lacks some, register it with the names of all: register_image_folder(..., classes=...)"
+            )
+
+
+def warn_of_unscaled_images(cfg, model):
+    if getattr(model, "standardize", None) == "image":
+        return
+    backbone = getattr(model, "backbone", model)
+    normalizes = any(isinstance(m, (*NORM_LAYERS, FrozenBatchNorm2d)) for m in backbone.modules())
+    if not normalizes and all(std == 1 for std in cfg.MODEL.PIXEL_STD):
+        logger.warning(
+            "MODEL.PIXEL_STD is 1 and the backbone has no normalization layer: it sees values up to 150. "
+            "Usual for RGB: PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375]."
+        )

@@ -1,0 +1,102 @@
+"""Which training an output folder holds, and how one goes on whose config has changed."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.utils import comm
+
+# Of no account for what a training does, or told elsewhere
+IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE")
+
+logger = logging.getLogger(__name__)
+
+
+def changes(dumped, cfg):
+    """How the config of a checkpoint, as text, differs from another one.
+
+    Returns:
+        list[str]: "KEY old -> new" each, without the keys of `IGNORED`.
+    """
+    old, new = _flat(yaml.safe_load(dumped)), _flat(yaml.safe_load(cfg.dump()))
+    keys = [key for key in sorted(old.keys() | new.keys()) if key not in IGNORED]
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(tree, prefix=""):
+    items = ((f"{prefix}{key}", value) for key, value in tree.items())
+    return {
+        name: leaf
+        for key, value in items
+        for name, leaf in (_flat(value, f"{key}.") if isinstance(value, dict) else {key: value}).items()
+    }
+
+
+def check_folder_is_free(checkpointer, cfg):
+    """Refuse to start a training in a folder that holds another one.
+
+    Returns:
+        list[Path]: the checkpoints there, of a training with the same config; in the main process.
+
+    Raises:
+        FileExistsError: a checkpoint there is of another config or cannot be read; in every process.
+    """
+    problem, files = None, []
+    if comm.is_main_process() and checkpointer.has_checkpoint():
+        files = sorted(Path(checkpointer.save_dir).glob("model_*.pth"))
+        try:
+            latest = torch.load(
+                checkpointer.get_checkpoint_file(), map_location="cpu", mmap=True, weights_only=True
+            )
+            changed = changes(latest["trainer"]["config"], cfg)
+            what = f"of a training with another config ({'; '.join(changed[:5])})" if changed else ""
+        except (ValueError, KeyError, TypeError):
+            what = "that cannot be read, or of an earlier version"
+        problem = what and (
+            f"OUTPUT_DIR {os.path.abspath(checkpointer.save_dir)} holds checkpoints {what}. --resume goes on "
+            "from them, with the new config; another OUTPUT_DIR starts afresh. Or remove them first."
+        )
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise FileExistsError(problem)
+    return files
+
+
+def set_aside(files):
+    """Move checkpoints of an earlier training to a new folder beside them, ``earlier-<n>``."""
+    if not files:
+        return
+    folder = files[0].parent
+    number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
+    aside = folder / f"earlier-{number}"
+    aside.mkdir()
+    for file in [*files, folder / "last_checkpoint"]:
+        if file.exists():
+            file.rename(aside / file.name)
+    logger.warning("The checkpoints of an earlier training with this config are in %s now", aside)
+
+
+def go_on_with_new_values(optimizer, scheduler, load):
+    """Load the state of optimizer and scheduler by ``load()``, but keep the hyperparameters they have now.
+
+    So the learning rate, momentum and weight decay of the present config count, and what was accumulated
+    (momentum, steps) that of the checkpoint.
+
+    Raises:
+        ValueError: the optimizer has other groups of parameters than the checkpoint's.
+    """
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    base_lrs = scheduler.base_lrs
+    try:
+        load()
+    except ValueError as error:
+        raise ValueError(
+            f"The optimizer's state does not fit: {error}. The model, or a key that gives some weights a "
+            "rate or decay of their own, has changed since the checkpoint. Undo that, or start from its "
+            "weights alone: MODEL.WEIGHTS without --resume, in another OUTPUT_DIR."
+        ) from error
+    scheduler.base_lrs = base_lrs
+    for group, values, rate in zip(optimizer.param_groups, groups, scheduler.get_lr(), strict=True):
+        group |= {**values, "lr": rate}
