@@ -1,5 +1,5 @@
 """A file imports only downwards: tools, benchmarks | experiments, engine, data | modeling | evaluation |
-analysis, isometry | config | files | placement | provenance."""
+analysis, isometry | config | files | placement | provenance | randomness."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL_ZOO = "detectron2.model_zoo"
 # Packages beside iso_d2, which import it
 WORKSHOPS = ("benchmarks", "experiments")
-GROUND = {"isometry", "config", "files", "placement", "provenance"}
+GROUND = {"isometry", "config", "files", "placement", "provenance", "randomness"}
 FIRST = GROUND | {"data", "modeling", "evaluation", "analysis"}
 # What each part of iso_d2 may import beside itself. "" is iso_d2/__init__.py, which registers everything.
 MAY_IMPORT = {
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "files": set(),
     "placement": set(),
     "provenance": set(),
+    "randomness": set(),
     "data": GROUND,
     "modeling": GROUND,
     "evaluation": GROUND,

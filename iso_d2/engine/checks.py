@@ -15,6 +15,8 @@ NUM_CLASSES_KEYS = {
     "ImageClassifier": "CLASSIFIER",
     "RetinaNet": "RETINANET",
 }
+_DETECTION = ("coco", "coco_panoptic_seg", "lvis", "pascal_voc")
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +49,24 @@ def check_kind(cfg, dataset_name):
             f"Data set {dataset_name!r} is evaluated by the best of several classes: "
             "set MODEL.UNET.NUM_CLASSES to their number, background included"
         )
+
+    others = (
+        {"ImageClassifier", "UNetSegmentor"}
+        if kind in _DETECTION
+        else set(NUM_CLASSES_KEYS) - {"ImageClassifier"}
+    )
+    if (kind in _DETECTION or kind == "classification") and cfg.MODEL.META_ARCHITECTURE in others:
+        raise ValueError(
+            f"Data set {dataset_name!r} ({kind}) is not for MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE}: it would be evaluated without any prediction"
+        )
+
+
+def check_numbers(cfg):
+    """Numbers that would only fail at the end of a training."""
+    for key, value in (("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER), ("TEST.BATCH_SIZE", cfg.TEST.BATCH_SIZE)):
+        if value < 1:
+            raise ValueError(f"{key} must be at least 1, got {value}")
 
 
 def check_num_classes(cfg, dataset_name):

@@ -3,8 +3,10 @@
 import difflib
 import logging
 import os
+from functools import partial
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -35,7 +37,8 @@ def load_config(config_file="", opts=()):
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist; the message names similar ones.
-        ValueError: an entry of one of these two is not as many strings as it should be; no such LGG split.
+        ValueError: the file is no yaml of keys, or asks for Python objects; an entry of one of these two is
+            not as many strings as it should be; no such LGG split.
     """
     cfg = get_cfg()
     add_iso_config(cfg)
@@ -43,7 +46,14 @@ def load_config(config_file="", opts=()):
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
-        _merge(cfg, cfg.merge_from_file, str(config_file))
+        try:
+            _merge(cfg, partial(cfg.merge_from_file, allow_unsafe=False), str(config_file))
+        # an empty file is None and a list has no keys
+        except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"Config file {os.path.abspath(config_file)!r} is not KEY: VALUE in yaml, or it holds Python "
+                f"objects (!!python/...), which could run code and are not loaded: {error}"
+            ) from error
     # yacs refuses another type than a value has, such as ISO.ORTHO.COEFF "auto" after a number, but not after
     # None
     for key in untyped.intersection(opts[::2]):
@@ -82,8 +92,12 @@ def setup(args):
         CfgNode: frozen.
 
     Raises:
-        FileNotFoundError, KeyError: as in :func:`load_config`.
+        FileNotFoundError, KeyError, ValueError: as in :func:`load_config`; options behind KEY VALUE, which
+            would be taken for a key.
     """
+    misplaced = [word for word in args.opts if word.startswith("--")]
+    if misplaced:
+        raise ValueError(f"{', '.join(misplaced)} must come before the first KEY VALUE")
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="iso_d2")

@@ -24,6 +24,7 @@ from .checkpoint_hooks import BestCheckpointHook, CheckpointHook
 from .checks import (
     check_kind,
     check_num_classes,
+    check_numbers,
     check_same_classes,
     explained_missing_files,
     warn_of_unscaled_images,
@@ -62,6 +63,7 @@ class Trainer(DefaultTrainer):
         make_inner_trainer = inner_trainer(cfg)
         self.check_datasets(cfg)
         cfg = _with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
+        check_numbers(cfg)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

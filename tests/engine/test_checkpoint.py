@@ -173,3 +173,125 @@ def test_weights_keep_their_function_whatever_the_signal(tmp_path, log, source, 
     torch.testing.assert_close(model.backbone(x)["res4"], net(x)["res4"])
     if heuristics:  # the classifier is left out, with its gain
         assert "in part" not in log.text
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpointer with three checkpoints, of the steps 1, 2 and 3."""
+    checkpointer = IsoCheckpointer(ToyModel(tiny_resnet()), str(tmp_path))
+    for step in (1, 2, 3):
+        checkpointer.save(f"model_000000{step}", iteration=step)
+    return checkpointer
+
+
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_byte,
+        lambda f: f.write_bytes(b""),
+        lambda f: f.write_bytes(f.read_bytes()[:999]),
+        lambda f: f.unlink(),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_taken(saved, tmp_path, damage, log):
+    damage(tmp_path / "model_0000003.pth")
+    assert saved.has_checkpoint()
+    assert saved.get_checkpoint_file() == str(tmp_path / "model_0000002.pth")
+    assert "Going on from" in log.text
+    assert "model_0000003.pth is damaged" in log.text
+    assert saved.resume_or_load("", resume=True)["iteration"] == 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00", b"../elsewhere.pth", b"absent.pth"])
+def test_last_checkpoint_is_lost(saved, tmp_path, content):
+    last = tmp_path / "last_checkpoint"
+    last.unlink() if content is None else last.write_bytes(content)
+    assert saved.has_checkpoint()
+    assert saved.get_checkpoint_file() == str(tmp_path / "model_0000003.pth")
+
+
+def test_last_checkpoint_is_obeyed(saved, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth\n")
+    assert saved.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_no_whole_checkpoint(saved, tmp_path):
+    for file in tmp_path.glob("model_*"):
+        flip_a_byte(file)
+    with pytest.raises(
+        ValueError, match=r"no whole checkpoint.*_0000001\.pth is damaged.*Take another OUTPUT_DIR"
+    ):
+        saved.resume_or_load("", resume=True)
+
+
+def test_a_flipped_byte_is_found_in_any_file(tmp_path):
+    model = ToyModel(tiny_resnet())
+    save(model.state_dict(), tmp_path)
+    flip_a_byte(tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth' cannot be read.*is damaged"):
+        IsoCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+class Touch:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth", "pyth"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, suffix):
+    mark, file = tmp_path / "ran", tmp_path / f"hostile.{suffix}"
+    state = {"model": {"weight": Touch(str(mark))}, "__author__": "x"}
+    if suffix == "pkl":
+        file.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, file)
+    with pytest.raises(ValueError, match="holds objects that could run code"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(str(file))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_arrays_of_a_pkl_are_harmless(tmp_path, protocol):
+    model = ToyModel(tiny_resnet())
+    arrays = {key: np.asarray(value) for key, value in randomize(model).state_dict().items()}
+    (tmp_path / "a.pkl").write_bytes(
+        pickle.dumps({"model": arrays, "__author__": "someone", "scale": np.float32(1)}, protocol)
+    )
+    target = ToyModel(tiny_resnet())
+    IsoCheckpointer(target).load(str(tmp_path / "a.pkl"))
+    assert all(np.array_equal(target.state_dict()[key], array) for key, array in arrays.items())
+
+
+def test_ruined_weights_are_neither_saved_nor_loaded(saved, tmp_path):
+    weight = saved.model.backbone.res2[0].conv1.weight
+    nn.init.constant_(weight, float("inf"))
+    with pytest.raises(FloatingPointError, match=r"backbone\.res2\.0\.conv1\.weight.*model_0000003\.pth"):
+        saved.save("model_0000004", iteration=4)
+    assert saved.get_checkpoint_file() == str(tmp_path / "model_0000003.pth")
+    ruined = save(saved.model.state_dict(), tmp_path, "ruined.pth")
+    with pytest.raises(ValueError, match=r"not finite: backbone\.res2\.0\.conv1\.weight"):
+        IsoCheckpointer(ToyModel(tiny_resnet())).load(ruined)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(saved, tmp_path, monkeypatch):
+    def full(data, file):
+        file.write_bytes(b"half")
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        OSError, match=r"cannot be written: file write failed.*Make space.*model_0000003\.pth"
+    ):
+        saved.save("model_0000004", iteration=4)
+    assert sorted(f.name for f in tmp_path.glob("*model*")) == [f"model_000000{n}.pth" for n in (1, 2, 3)]

@@ -1,0 +1,115 @@
+"""Batches that can start at any step: dataset dicts and images in memory."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.samplers import TrainingSampler
+
+from iso_d2.data.batches import TrainingBatches
+from iso_d2.data.loader import TrainingLoader
+
+
+def mapper(record):
+    """Draws from every generator that a mapper may use."""
+    if record.get("broken"):
+        return None
+    return {**record, "drawn": (random.random(), np.random.rand(), torch.rand(()).item())}
+
+
+def records(n=7, broken=()):
+    # every third one is upright
+    sizes = [(20, 30) if i % 3 else (30, 20) for i in range(n)]
+    return [{"i": i, "height": h, "width": w, "broken": i in broken} for i, (h, w) in enumerate(sizes)]
+
+
+class Share(TrainingSampler):
+    """The sampler of one of several processes, in a single one."""
+
+    def __init__(self, size, rank, world_size):
+        super().__init__(size, seed=5)
+        self._rank, self._world_size = rank, world_size
+
+
+def loader(n=7, batch_size=2, rank=0, world_size=1, broken=(), **options):
+    dicts = records(n, broken)
+    sampler = Share(n, rank, world_size)
+    return TrainingLoader(dicts, sampler, mapper, batch_size, 3, rank=rank, world_size=world_size, **options)
+
+
+def take(batches, n):
+    return list(itertools.islice(batches, n))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_step_whatever_the_workers(grouped, workers):
+    undisturbed = take(loader(by_aspect_ratio=grouped), 12)
+    later = loader(by_aspect_ratio=grouped, num_workers=workers)
+    later.seek(5)
+    assert take(later, 7) == undisturbed[5:]
+    drawn = {image["drawn"] for batch in undisturbed for image in batch}
+    assert len(drawn) == 24  # each image of each epoch is augmented in its own way
+
+
+def test_an_epoch_is_a_permutation_over_two_processes_too():
+    alone = [image["i"] for batch in take(loader(), 7) for image in batch]
+    assert sorted(alone[:7]) == sorted(alone[7:]) == list(range(7))
+    halves = [take(loader(batch_size=1, rank=rank, world_size=2), 7) for rank in (0, 1)]
+    together = [image for pair in zip(*halves, strict=True) for batch in pair for image in batch]
+    assert together == [image for batch in take(loader(), 7) for image in batch]
+
+
+def test_groups_are_wide_or_upright():
+    batches = take(loader(by_aspect_ratio=True), 20)
+    assert all(len({image["width"] > image["height"] for image in batch}) == 1 for batch in batches)
+    counts = np.bincount([image["i"] for batch in batches for image in batch])
+    assert counts.min() >= 4
+    assert counts.max() <= 7
+
+
+def test_records_without_sizes_are_not_grouped():
+    dicts = [{"i": i} for i in range(4)]
+    batches = TrainingLoader(dicts, Share(4, 0, 1), mapper, 4, 3, by_aspect_ratio=True)
+    assert sorted(image["i"] for image in next(iter(batches))) == [0, 1, 2, 3]
+
+
+def test_broken_images_are_replaced_the_same_after_a_restart():
+    undisturbed = take(loader(broken=(2, 4)), 9)
+    assert {image["i"] for batch in undisturbed for image in batch} == {0, 1, 3, 5, 6}
+    later = loader(broken=(2, 4), num_workers=1)
+    later.seek(3)
+    assert take(later, 6) == undisturbed[3:]
+
+
+def test_only_broken_images():
+    with pytest.raises(ValueError, match="none of the 3 training images can be read"):
+        next(iter(loader(3, broken=(0, 1, 2))))
+
+
+def test_loading_leaves_the_generators_alone():
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    take(loader(), 3)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("rank, world_size", [(0, 1), (1, 2)])
+def test_batches_in_memory_from_any_step(rank, world_size):
+    images = torch.arange(10 * 3 * 6 * 6).view(10, 3, 6, 6).remainder(251).to(torch.uint8)
+
+    def batches():
+        return TrainingBatches(
+            images, torch.arange(10), 4, seed=2, crop_padding=2, rank=rank, world_size=world_size
+        )
+
+    undisturbed, later = take(batches(), 9), batches()
+    later.seek(4)
+    for found, wanted in zip(take(later, 5), undisturbed[4:], strict=True):
+        assert torch.equal(found["labels"], wanted["labels"])
+        assert torch.equal(found["images"], wanted["images"])
+    flat = {batch["images"].numpy().tobytes() for batch in undisturbed}
+    assert len(flat) == 9
