@@ -9,6 +9,7 @@ its stream cannot be continued after an interruption.
 import itertools
 
 import numpy as np
+import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.utils import comm
@@ -55,6 +56,8 @@ class TrainingLoader(DataLoader):
             batch_sampler=_Batches(sampler, batch_size, upright, rank, world_size),
             num_workers=num_workers,
             collate_fn=trivial_batch_collator,
+            # an iterator draws a seed, and would take it from the generator of the model's random numbers
+            generator=torch.Generator().manual_seed(seed),
         )
 
     def seek(self, step):

@@ -117,11 +117,11 @@ class Trainer(DefaultTrainer):
         super().before_train()
 
     def run_step(self):
+        if self._batches is None:
+            self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
         # a step draws the same whatever came before it, so that a training can be continued
         on_gpu = next(self.model.parameters()).is_cuda
         seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
-        if self._batches is None:
-            self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
         try:
             super().run_step()
             bound, loss = self.cfg.SOLVER.MAX_LOSS, self.storage.latest().get("total_loss", (0,))[0]

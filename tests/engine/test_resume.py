@@ -19,6 +19,7 @@ def data(toy_data):
 
 
 def trained(folder, *opts, resume=True, hook=None):
+    torch.manual_seed(0)
     trainer = Trainer(toy_config(folder, "SEED", 1, "DATASETS.TEST", "()", *opts))
     if hook:
         trainer.register_hooks([hook])
@@ -112,14 +113,14 @@ def test_senseless_checkpoint_keys(tmp_path, key):
     with pytest.raises(
         ValueError, match=r"SOLVER\.CHECKPOINT_PERIOD must be at least 1, CHECKPOINT_MINUTES and"
     ):
-        Trainer(toy_config(tmp_path, f"SOLVER.{key}", -1))
+        Trainer(toy_config(tmp_path, f"SOLVER.{key}", -1.0 if key == "CHECKPOINT_MINUTES" else -1))
 
 
 def test_the_new_learning_rate_counts_and_is_told(tmp_path, log):
     trained(tmp_path, "SOLVER.MAX_ITER", 3)
     trainer = trained(tmp_path, "SOLVER.MAX_ITER", 5, "SOLVER.BASE_LR", 0.003, "SOLVER.STEPS", "(4,)")
     assert "new values count: SOLVER.BASE_LR 0.01 -> 0.003; SOLVER.MAX_ITER 3 -> 5; SOLVER.STEPS" in log.text
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {pytest.approx(0.0003)}
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.0003])
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.003}
 
 
