@@ -6,6 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageOps
+
 # Of the image files that are looked for in a folder
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -87,6 +90,8 @@ class BrokenImageError(OSError):
 def read_image(file_name, image_format):
     """Read an image as Detectron2 does (EXIF orientation applied), naming the file when that fails.
 
+    Values of 16 bits become 8 bits: (v + 128) // 257.
+
     Args:
         file_name (str or Path): the file.
         image_format (str): "RGB", "BGR" or "L".
@@ -95,14 +100,53 @@ def read_image(file_name, image_format):
         ndarray: uint8, (H, W, 3), or (H, W, 1) for "L".
 
     Raises:
-        BrokenImageError: the file cannot be read.
+        BrokenImageError: the file cannot be read as a whole, or has values of 32 bits.
     """
+    return _read(file_name, image_format, _scaled_to_8_bits)
+
+
+def read_label_image(file_name):
+    """Read an image whose values are labels: they are not scaled.
+
+    Returns:
+        ndarray: uint8, (H, W).
+
+    Raises:
+        BrokenImageError: as :func:`read_image`, or labels above 255.
+    """
+    return _read(file_name, "L", _small_labels)[:, :, 0]
+
+
+def _read(file_name, image_format, to_8_bits):
     from detectron2.data import detection_utils
+    from detectron2.utils.file_io import PathManager
 
     try:
-        return detection_utils.read_image(str(file_name), image_format)
+        path = PathManager.get_local_path(str(file_name))
+        if not Path(path).is_file():
+            raise FileNotFoundError("there is no such file")  # nor a pipe, which may have no end
+        with Image.open(path) as image:
+            image.load()  # reading the EXIF data first would hide that pixels are missing
+            # Pillow's "I" is 32 bits, but for PNG, which has none
+            has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            image = ImageOps.exif_transpose(image)
+        if has_16_bits:
+            image = Image.fromarray(to_8_bits(np.asarray(image).astype(np.uint32)).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ValueError("its values have 32 bits and an unknown range: convert it to 8 or 16 bits")
+        return detection_utils.convert_PIL_to_numpy(image, image_format)
     except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise BrokenImageError(
             f"cannot read the image {file_name} ({type(error).__name__}: {error}). Replace it or take it "
             "out of the data set; in training INPUT.SKIP_BROKEN True takes another image instead."
         ) from error
+
+
+def _scaled_to_8_bits(values):
+    return (values + 128) // 257
+
+
+def _small_labels(labels):
+    if labels.max(initial=0) > 255:
+        raise ValueError(f"its labels go up to {labels.max()}, and 255 is the largest")
+    return labels

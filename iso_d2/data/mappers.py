@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from ..files import BrokenImageError, read_image
+from ..files import BrokenImageError, read_image, read_label_image
 from .labels import LabelRange
 from .transforms import build_transforms, check_test_transforms, compose
 
@@ -143,7 +143,7 @@ class AlbumentationsMapper:
         label_file = dataset_dict.pop("sem_seg_file_name", None)
         try:
             image = read_image(file_name, read_format)
-            labels = None if label_file is None else read_image(label_file, "L")[:, :, 0]
+            labels = None if label_file is None else read_label_image(label_file)
         except BrokenImageError as error:
             if not self.skip_broken:
                 raise
