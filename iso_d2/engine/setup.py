@@ -6,7 +6,6 @@ import os
 from functools import partial
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -46,14 +45,7 @@ def load_config(config_file="", opts=()):
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
-        try:
-            _merge(cfg, partial(cfg.merge_from_file, allow_unsafe=False), str(config_file))
-        # an empty file is None and a list has no keys
-        except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"Config file {os.path.abspath(config_file)!r} is not KEY: VALUE in yaml, or it holds Python "
-                f"objects (!!python/...), which could run code and are not loaded: {error}"
-            ) from error
+        _merge_file(cfg, str(config_file))
     # yacs refuses another type than a value has, such as ISO.ORTHO.COEFF "auto" after a number, but not after
     # None
     for key in untyped.intersection(opts[::2]):
@@ -103,6 +95,24 @@ def setup(args):
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="iso_d2")
     default_setup(cfg, args)
     return cfg
+
+
+def _merge_file(cfg, file):
+    where = f"Config file {os.path.abspath(file)!r}"
+    try:
+        _merge(cfg, partial(cfg.merge_from_file, allow_unsafe=False), file)
+    except KeyError as error:
+        raise KeyError(f"{where}: {error.args[0]}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where} builds on {error.filename!r} (_BASE_), which does not exist"
+        ) from error
+    # of yaml, yacs and the decoder, by fault
+    except Exception as error:
+        raise ValueError(
+            f"{where} is not KEY: VALUE in yaml with values of the keys' types, or it holds Python objects "
+            f"(!!python/...), which could run code and are not loaded: {error}"
+        ) from error
 
 
 def _merge(cfg, merge, changes):
