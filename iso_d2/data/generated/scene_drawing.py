@@ -1,6 +1,6 @@
 """Drawn street scenes of people, bicycles and cars, with the pixels that belong to each.
 
-Whoever changes a drawing raises VERSION in shapes.py, which makes data sets of them.
+Whoever changes a drawing raises VERSION in scene_sets.py, which makes data sets of them.
 """
 
 import cv2
