@@ -103,14 +103,11 @@ def _evaluable(data, json_file):
 
 
 def read_coco_json(json_file, hint=""):
-    """Read a COCO instances file and check all of it but the image files.
+    """dict: the content of a COCO instances file, all of it checked but the image files.
 
     Args:
         json_file (str or Path): the file.
         hint (str): what to do when it is missing; ends the message.
-
-    Returns:
-        dict: its content.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_files(drawn, tmp_path):
         scene_sets.make_shapes(folder, num_images=3, seed=seed)
     first, second = digests(drawn[0]), digests(again)
     del second["annotations.json"]
-    assert len(second) == 6
+    assert len(second) == 9
     assert {name: first[name] for name in second} == second
     assert all(digests(other)[name] != second[name] for name in second)
 
