@@ -90,8 +90,8 @@ def named_by_split(names, split="patient", fold=0, folds=5):
 
 def without_split(names, split="patient", fold=0, folds=5):
     """tuple[str]: what ``named_by_split`` was given, so that another split can be put into the names."""
-    ending = f"_{split_name(split, fold, folds)}_"
-    return tuple(name.replace(ending, "_") if name.startswith("lgg_") else name for name in names)
+    said = f"_fold{fold}of{folds}_" if split == "fold" else f"_{split}_"
+    return tuple(name.replace(said, "_") if name.startswith("lgg_") else name for name in names)
 
 
 def _with_split(name, split):

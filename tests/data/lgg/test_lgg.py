@@ -80,6 +80,8 @@ def test_the_split_of_a_config_that_was_written_down_can_be_changed(tmp_path):
         assert train_and_test("DATASETS.LGG_SPLIT", split) == expected
     path.write_text(load_config(opts=[*names, "DATASETS.LGG_SPLIT", "fold"]).dump())
     assert train_and_test("DATASETS.LGG_FOLD", 3)[0] == "lgg_fold3of5_train"
+    path.write_text("DATASETS: {TRAIN: [lgg_train], LGG_SPLIT: fold, LGG_FOLD: 7}")
+    assert train_and_test("DATASETS.LGG_FOLDS", 8) == ("lgg_fold7of8_train",)
 
 
 def test_names_and_split_that_contradict_each_other():
