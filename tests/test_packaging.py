@@ -58,6 +58,16 @@ def test_workshops_are_in_no_wheel(monkeypatch):
     assert {package.split(".")[0] for package in found["packages"]} == {"iso_d2"}
 
 
+def test_a_wheel_holds_every_file_of_the_package(tmp_path):
+    """By setuptools' own build step: what lies in iso_d2 beside the code must be in package_data."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    built = {str(path.relative_to(tmp_path)) for path in (tmp_path / "iso_d2").rglob("*") if path.is_file()}
+    wanted = {str(path.relative_to(ROOT)) for path in project_files()}
+    assert built == {name for name in wanted if name.startswith("iso_d2/")}
+    assert "iso_d2/data/lgg/patients.tsv" in built
+
+
 def test_every_requirement_is_pinned():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines += re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()

@@ -5,7 +5,7 @@ from . import cifar, coco, lgg
 from .arrays import LabelledImages, SegmentedImages, register_labelled_images, register_segmented_images
 from .catalog import cache_root, dataset_root
 from .coco.annotations import load_coco, register_coco_json
-from .generated import phantoms, shapes, shapes_cls
+from .generated import phantoms, scene_sets, shape_images
 from .image_folder import load_image_folder, register_image_folder
 from .mappers import AlbumentationsMapper, CheckedDatasetMapper, build_transforms
 
@@ -29,6 +29,6 @@ __all__ = [
     "register_image_folder",
     "register_labelled_images",
     "register_segmented_images",
-    "shapes",
-    "shapes_cls",
+    "scene_sets",
+    "shape_images",
 ]

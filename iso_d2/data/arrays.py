@@ -31,11 +31,10 @@ class LabelledImages:
         _check(self, self.images.shape[:1], np.int64, "one an image")
 
     def dataset_dicts(self):
-        """The same as Detectron2's dataset dicts.
+        """list[dict]: the same as Detectron2's dataset dicts.
 
-        Returns:
-            list[dict]: ``image_id``, ``height``, ``width``, ``label`` (int) and ``image_array``, a view of
-            the image (uint8 RGB, (3, H, W)).
+        They hold ``image_id``, ``height``, ``width``, ``label`` (int) and ``image_array``, a view of the
+        image (uint8 RGB, (3, H, W)).
         """
         height, width = self.images.shape[2:]
         return [
@@ -75,14 +74,10 @@ class SegmentedImages:
         return SegmentedImages(self.images[indices], self.labels[indices], [self.records[i] for i in indices])
 
     def dataset_dicts(self, indices):
-        """Some of the images as Detectron2's dataset dicts.
+        """list[dict]: some of the images (list[int], in the order wanted) as Detectron2's dataset dicts.
 
-        Args:
-            indices (list[int]): which, in the order wanted.
-
-        Returns:
-            list[dict]: the record of each with ``image_array`` (uint8 RGB, (3, S, S)) and ``sem_seg_array``
-            (uint8, (S, S)), both views.
+        They are the records with ``image_array`` (uint8 RGB, (3, S, S)) and ``sem_seg_array`` (uint8,
+        (S, S)), both views.
         """
         # Views as plain arrays also where the arrays are memory-mapped files
         images, labels = np.asarray(self.images), np.asarray(self.labels)
@@ -102,17 +97,11 @@ class SegmentedImages:
             folder (Path): in a cache, so that it may be removed.
             root (Path): what the records' file names are relative to; it is put before them.
 
-        Returns:
-            SegmentedImages
-
         Raises:
             ValueError: a file is missing or damaged.
         """
         try:
-            images, labels = (
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("images", "labels")
-            )
+            images, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels"))
             records = json.loads((folder / "records.json").read_text())
             for record in records:
                 record["placement"] = Placement(**record["placement"])
@@ -143,19 +132,12 @@ def register_labelled_images(name, load, classes):
         load (callable): returns the LabelledImages.
         classes (sequence[str]): class names in the order of the labels.
     """
-    register(
-        name,
-        lambda: load().dataset_dicts(),
-        evaluator_type="classification",
-        load_arrays=load,
-        thing_classes=list(classes),
-    )
+    metadata = {"evaluator_type": "classification", "load_arrays": load, "thing_classes": list(classes)}
+    register(name, lambda: load().dataset_dicts(), **metadata)
 
 
 def register_segmented_images(name, load, choose, size):
-    """Register a part of a set of SegmentedImages, in place of an earlier data set of that name.
-
-    Its metadata get ``load_arrays``, by which loaders of whole batches find the arrays.
+    """Register a part of a set of SegmentedImages, as ``register_labelled_images`` does.
 
     Args:
         name (str): name in Detectron2's catalogs.

@@ -44,8 +44,8 @@ def crop_at_random(images, padding, generator):
 class TrainingBatches:
     """Endless training batches, shuffled anew in each pass over the data and augmented.
 
-    As with Detectron2's TrainingSampler, all processes go through the same stream, one shuffled pass after
-    the other, and each takes its share of every batch: no image comes twice in a pass.
+    All processes go through the stream of Detectron2's TrainingSampler, and each takes its share of every
+    batch: no image comes twice in a pass.
 
     Args:
         images (Tensor): uint8, (N, 3, H, W), on the device where the batches are wanted.
@@ -112,9 +112,7 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """The images once, in order, unchanged; each process gets a contiguous share.
-
-    Shares differ by at most one image. They are those of Detectron2's InferenceSampler.
+    """The images once, in order, unchanged; each process gets the share of Detectron2's InferenceSampler.
 
     Args:
         images (Tensor): uint8, (N, 3, H, W), on the device where the batches are wanted.

@@ -57,14 +57,9 @@ def cache_root():
 
 
 def cached(name, fill):
-    """A folder of the cache, filled on first use.
+    """Path: the folder of that name in the cache, filled on first use by ``fill`` (see ``make_once``).
 
-    Args:
-        name (str): of the folder. It must change whenever the content would.
-        fill (callable): called with the path of an empty folder (see ``make_once``).
-
-    Returns:
-        Path: the folder.
+    The name must change whenever the content would.
     """
     folder = cache_root() / name
     if not folder.is_dir():

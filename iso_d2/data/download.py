@@ -1,6 +1,5 @@
 """Files by download, images by download or copy: each arrives whole and checked, or not at all."""
 
-import contextlib
 import functools
 import http.client
 import os
@@ -155,7 +154,7 @@ def _fetch(url, part, timeout, progress):
     """Append what is missing of a file to ``part``, or write it anew where the server ignores Range."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    with contextlib.closing(urllib.request.urlopen(request, timeout=timeout)) as response:
+    with urllib.request.urlopen(request, timeout=timeout) as response:
         continues = done and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         length = response.headers.get("Content-Length")
         received, before = 0, done if continues else 0

@@ -28,13 +28,14 @@ def register_image_folder(name, root, classes=None):
     register(name, load, evaluator_type="classification", **metadata)
 
 
-def load_image_folder(name, root):
+def load_image_folder(name, root, hint=""):
     """List a folder of labelled images.
 
     Args:
         name (str): the metadata of that name get ``thing_classes``, or say which classes there are.
         root (str or Path): folder with one folder of images for each class. Hidden ones do not count, nor do
             files that are no images by their suffix.
+        hint (str): what to do when it is missing; by default, to check the path.
 
     Returns:
         list[dict]: ``file_name``, ``image_id`` and ``label`` (int), sorted by class and name.
@@ -45,10 +46,8 @@ def load_image_folder(name, root):
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"image folder {root.absolute()} does not exist. The data set {name!r} was registered with "
-            "this path: check it."
-        )
+        hint = hint or f"The data set {name!r} was registered with this path: check it."
+        raise FileNotFoundError(f"image folder {root.absolute()} does not exist. {hint}")
     metadata = MetadataCatalog.get(name)
     folders = [path.name for path in _visible(root) if path.is_dir()]
     classes = metadata.get("thing_classes", folders)
@@ -79,13 +78,11 @@ def _visible(folder):
 
 
 def _load_imagenet(split):
-    root = dataset_root() / "imagenet" / split
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"imagenet_{split} must lie in {root.absolute()}, one folder a class. Set DETECTRON2_DATASETS "
-            "to the folder that holds imagenet/, or name folders elsewhere in DATASETS.IMAGE_FOLDERS."
-        )
-    return load_image_folder(f"imagenet_{split}", root)
+    hint = (
+        f"imagenet_{split} must lie there, one folder a class. Set DETECTRON2_DATASETS to the folder that "
+        "holds imagenet/, or name folders elsewhere in DATASETS.IMAGE_FOLDERS."
+    )
+    return load_image_folder(f"imagenet_{split}", dataset_root() / "imagenet" / split, hint)
 
 
 for _split in ("train", "val"):

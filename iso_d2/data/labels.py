@@ -12,17 +12,11 @@ import numpy as np
 
 
 class LabelRange(NamedTuple):
-    """What labels a model accepts.
+    """What labels a model accepts."""
 
-    Args:
-        num_classes (int): labels are 0 to num_classes - 1.
-        ignored (int or None): the label of pixels that do not count.
-        keys (str): config keys that decide on both.
-    """
-
-    num_classes: int
-    ignored: int | None
-    keys: str
+    num_classes: int  # labels are 0 to num_classes - 1
+    ignored: int | None  # the label of pixels that do not count
+    keys: str  # config keys that decide on both
 
     @classmethod
     def from_config(cls, cfg):
@@ -39,14 +33,11 @@ class LabelRange(NamedTuple):
         return None
 
     def check(self, labels, name):
-        """Stop at a label that the model has no class for.
+        """Raise ValueError at a label that the model has no class for.
 
         Args:
             labels (ndarray): of integers or bool, of any shape.
             name (str): of their file or data set, for the message.
-
-        Raises:
-            ValueError: there is another label.
         """
         # This settles most images in a fraction of the time of what follows.
         if labels.size == 0 or (labels.max() < self.num_classes and labels.min() >= 0):

@@ -142,22 +142,21 @@ class AlbumentationsMapper:
         file_name = dataset_dict["file_name"]
         label_file = dataset_dict.pop("sem_seg_file_name", None)
         try:
-            image = read_image(file_name, read_format)
-            labels = None if label_file is None else read_label_image(label_file)
+            targets = {"image": read_image(file_name, read_format)}
+            if label_file is not None:
+                targets["mask"] = read_label_image(label_file)
         except BrokenImageError as error:
             if not self.skip_broken:
                 raise
             return _skip(error)
-        detection_utils.check_image_size(dataset_dict, image)
-        if labels is None:
-            return {"image": image}
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"{label_file} is of size {labels.shape}, its image {file_name} of {image.shape[:2]}"
-            )
-        if self.label_range is not None:
-            self.label_range.check(labels, label_file)
-        return {"image": image, "mask": labels}
+        detection_utils.check_image_size(dataset_dict, targets["image"])
+        if label_file is not None:
+            size, image_size = targets["mask"].shape, targets["image"].shape[:2]
+            if size != image_size:
+                raise ValueError(f"{label_file} is of size {size}, its image {file_name} of {image_size}")
+            if self.label_range is not None:
+                self.label_range.check(targets["mask"], label_file)
+        return targets
 
     def _to_tensor(self, image):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:

@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
 from ..data import register_coco_json, register_image_folder
-from ..data.lgg import named_by_split
+from ..data.lgg import named_by_split, without_split
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def load_config(config_file="", opts=()):
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist; the message names similar ones.
         ValueError: the file is no yaml of keys, or asks for Python objects; an entry of one of these two is
-            not as many strings as it should be; no such LGG split.
+            not as many strings as it should be; no such LGG split, or one that is not the split that names in
+            DATASETS.TRAIN or TEST say.
     """
     cfg = get_cfg()
     add_iso_config(cfg)
@@ -46,6 +47,8 @@ def load_config(config_file="", opts=()):
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
         _merge_file(cfg, str(config_file))
+        # In the config.yaml of a run the names have a split already, which ``opts`` may change.
+        _rename_lgg(cfg, without_split)
     # yacs refuses another type than a value has, such as ISO.ORTHO.COEFF "auto" after a number, but not after
     # None
     for key in untyped.intersection(opts[::2]):
@@ -59,12 +62,14 @@ def load_config(config_file="", opts=()):
         cfg.SOLVER.AMP.ENABLED = False
     _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
+    _rename_lgg(cfg, named_by_split)
+    return cfg
+
+
+def _rename_lgg(cfg, rename):
     datasets = cfg.DATASETS
     for key in ("TRAIN", "TEST"):
-        datasets[key] = named_by_split(
-            datasets[key], datasets.LGG_SPLIT, datasets.LGG_FOLD, datasets.LGG_FOLDS
-        )
-    return cfg
+        datasets[key] = rename(datasets[key], datasets.LGG_SPLIT, datasets.LGG_FOLD, datasets.LGG_FOLDS)
 
 
 def _register(cfg, key, register, parts):

@@ -72,7 +72,9 @@ def test_folders_without_images_are_named(root):
 def test_imagenet_is_found_under_the_root(root, tmp_path_factory, monkeypatch):
     data_sets = tmp_path_factory.mktemp("datasets")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data_sets))
-    with pytest.raises(FileNotFoundError, match=r"imagenet_val must lie in .*Set DETECTRON2_DATASETS"):
+    with pytest.raises(
+        FileNotFoundError, match=r"val does not exist. imagenet_val must lie there.*Set DETECTRON2_DATASETS"
+    ):
         DatasetCatalog.get("imagenet_val")
     (data_sets / "imagenet").mkdir()
     (data_sets / "imagenet" / "val").symlink_to(root)

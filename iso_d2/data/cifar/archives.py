@@ -1,12 +1,11 @@
 """The official archives of CIFAR-10 and CIFAR-100: download, verify, unpack."""
 
-import hashlib
 import http.client
 import logging
-import shutil
 import tarfile
 from pathlib import Path
 
+from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
 from ...files import make_once
@@ -45,7 +44,7 @@ def prepare_cifar(name, version="binary", root=None, archive=None, **options):
 
     Raises:
         FileNotFoundError: ``archive`` does not exist.
-        ValueError: ``archive`` is not the official one, or has members that do not belong there.
+        ValueError: ``archive`` is not the official one, by its checksum.
         OSError: the download failed.
     """
     root = dataset_root() if root is None else Path(root)
@@ -63,7 +62,7 @@ def prepare_cifar(name, version="binary", root=None, archive=None, **options):
         raise FileNotFoundError(f"archive {source.absolute()} does not exist")
     elif fault := _fault(source, md5):
         raise ValueError(f"{source} is not the official {file_name}: {fault}")
-    make_once(folder, lambda unfinished: unpack(source, folder.name, unfinished))
+    make_once(folder, lambda unfinished: unpack(source, unfinished))
     if archive is None:
         source.unlink()
     return folder
@@ -86,25 +85,12 @@ def _download(url, part, md5, options):
 
 
 def _fault(path, md5):
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = calculate_md5(path)
     return None if found == md5 else f"its MD5 checksum is {found} instead of {md5}"
 
 
-def unpack(archive, folder, target):
-    """Unpack the plain files that an archive has in one folder into another; all else raises ValueError."""
+def unpack(archive, folder):
+    """Put the plain files of an archive right into a folder (Path), whatever folders they are in there."""
     with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isdir() and member.name == folder:
-                continue
-            parent, _, name = member.name.rpartition("/")
-            if not member.isreg() or parent != folder or name in ("", ".", "..") or set(name) & set("\\:"):
-                raise ValueError(
-                    f"{archive} has the member {member.name!r}, which is not a plain file in {folder}/: "
-                    "it is no official archive, and nothing was unpacked"
-                )
-            with tar.extractfile(member) as source, (target / name).open("xb") as file:
-                shutil.copyfileobj(source, file)
+        for member in filter(tarfile.TarInfo.isreg, tar):
+            (folder / Path(member.name).name).write_bytes(tar.extractfile(member).read())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torchvision
+from torchvision.datasets.utils import calculate_md5
 
 from ..arrays import LabelledImages
 from ..catalog import dataset_root, root_origin
@@ -24,23 +25,14 @@ television tiger tractor train trout tulip turtle wardrobe whale willow_tree wol
 
 @dataclasses.dataclass(frozen=True)
 class Cifar:
-    """What the two data sets differ in.
+    """What the two data sets differ in."""
 
-    Args:
-        name (str): in Detectron2's catalogs, before ``_train`` and ``_test``.
-        classes (tuple[str]): names in the order of the labels.
-        folders (dict): "binary" and "python" -> folder of that version.
-        label_bytes (int): before the pixels of each image in the binary version; the last one counts.
-        official (type): torchvision's class, which knows the files and reads the python version.
-        sizes (dict): "train" and "test" -> how many images there are.
-    """
-
-    name: str
-    classes: tuple
-    folders: dict
-    label_bytes: int
-    official: type
-    sizes: dict = dataclasses.field(default_factory=lambda: {"train": 50_000, "test": 10_000})
+    name: str  # in Detectron2's catalogs, before _train and _test
+    classes: tuple  # names in the order of the labels
+    folders: dict  # "binary" and "python" -> folder of that version
+    label_bytes: int  # before the pixels of each image in the binary version; the last one counts
+    official: type  # torchvision's class, which knows the files and reads the python version
+    sizes: dict = dataclasses.field(default_factory=lambda: {"train": 50_000, "test": 10_000})  # images
 
 
 CIFAR10 = Cifar(
@@ -73,7 +65,7 @@ def load_cifar(dataset, split, root=None):
     Raises:
         FileNotFoundError: neither version is there, or a file of the binary version is missing.
         ValueError: a file of the binary version has the wrong size or a label out of range, or one of the
-            python version is missing or not the official one.
+            python version is missing or not the official one. Each of these errors names the file.
     """
     if split in TUNING_SPLITS:
         whole = load_cifar(dataset, "train", root)
@@ -92,13 +84,26 @@ def load_cifar(dataset, split, root=None):
         try:  # It compares each file with its MD5 checksum before it unpickles it.
             official = dataset.official(root, train=split == "train")
         except RuntimeError as error:
-            raise ValueError(f"a file in {folder} is missing or not the official one. {advice}") from error
+            raise ValueError(f"{_not_official(dataset.official, folder)}. {advice}") from error
         images = np.ascontiguousarray(official.data.transpose(0, 3, 1, 2))  # (N, H, W, 3) -> (N, 3, H, W)
         return LabelledImages(images, np.array(official.targets, np.int64))
     paths = [folder / f"{name}.bin" for name, _ in getattr(dataset.official, f"{split}_list")]
     parts = [_read_binary(path, dataset, dataset.sizes[split] // len(paths), advice) for path in paths]
     images, labels = map(np.concatenate, zip(*parts, strict=True))
     return LabelledImages(images, labels)
+
+
+def _not_official(official, folder):
+    """Which file of the python version torchvision refused, and why."""
+    meta = official.meta["filename"], official.meta["md5"]
+    for name, md5 in (*official.train_list, *official.test_list, meta):
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        found = calculate_md5(path)
+        if found != md5:
+            return f"{path} is not the official file: its MD5 checksum is {found} instead of {md5}"
+    return f"torchvision cannot read the files in {folder}"
 
 
 def _read_binary(path, dataset, count, advice):

@@ -29,8 +29,7 @@ def _images():
 def _hint():
     return (
         f"The data set root is {dataset_root().absolute()} {root_origin()}. Let DETECTRON2_DATASETS=FOLDER "
-        "name the folder that holds coco/, or make the subset: python tools/make_coco_subset.py (--help says "
-        "how)."
+        "name the folder that holds coco/, or make it: python tools/make_coco_subset.py (--help says how)."
     )
 
 

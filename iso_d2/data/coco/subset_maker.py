@@ -55,19 +55,16 @@ def select_subset(data, classes, num_train, num_test, seed):
 
     def subset(image_ids):
         image_ids = set(image_ids)
+        images = [image for image in data["images"] if image["id"] in image_ids]
+        chosen = [a for a in annotations if a["image_id"] in image_ids]
+        lists = {"images": images, "annotations": chosen, "categories": categories}
         return {
             "info": data.get("info", {}),
             "licenses": data.get("licenses", []),
-            "images": _by_id(image for image in data["images"] if image["id"] in image_ids),
-            "annotations": _by_id(a for a in annotations if a["image_id"] in image_ids),
-            "categories": _by_id(categories),
+            **{name: sorted(entries, key=lambda entry: entry["id"]) for name, entries in lists.items()},
         }
 
     return subset(ranked[num_test : num_test + num_train]), subset(ranked[:num_test])
-
-
-def _by_id(entries):
-    return sorted(entries, key=lambda entry: entry["id"])
 
 
 def make_coco_subset(
@@ -95,35 +92,30 @@ def make_coco_subset(
         OSError: some images could not be had; the message lists them.
     """
     annotation_file, coco = Path(annotation_file), Path(root) / "coco"
-    image_folder = image_folder or _image_folder(annotation_file)
+    known = re.fullmatch(r"instances_([A-Za-z]+[0-9]+)", annotation_file.stem)
+    if not image_folder and not known:
+        raise ValueError(
+            f"cannot tell the image folder from the name {annotation_file.name!r}, as it can from "
+            "instances_val2017.json: give image_folder (--image-folder val2017)"
+        )
+    images = coco / (image_folder or known[1])
     if source is not None and not Path(source).is_dir():
         raise FileNotFoundError(f"image folder {Path(source).absolute()} does not exist")
     data = read_coco_json(
         annotation_file, "Unpack COCO's annotations_trainval2017.zip and name its instances_val2017.json."
     )
     train, test = select_subset(data, classes, num_train, num_test, seed)
-    failures = obtain_images(test["images"] + train["images"], coco / image_folder, source)
+    failures = obtain_images(test["images"] + train["images"], images, source)
     if failures:
-        lines = [f"  {name}: {reason}" for name, reason in list(failures.items())[:_LISTED]]
+        lines = [f"{len(failures)} of {num_train + num_test} images could not be had:"]
+        lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:_LISTED]]
         if len(failures) > _LISTED:
             lines.append(f"  and {len(failures) - _LISTED} more")
-        raise OSError(
-            "\n".join([f"{len(failures)} of {num_train + num_test} images could not be had:", *lines])
-        )
+        raise OSError("\n".join(lines))
 
     stem = "_".join(["instances", *(name.replace(" ", "-") for name in classes)])
     train_file = coco / "annotations" / f"{stem}_train{num_train}.json"
     test_file = coco / "annotations" / f"{stem}_test{num_test}.json"
     write_atomically(train_file, json.dumps(train))
     write_atomically(test_file, json.dumps(test))
-    return train_file, test_file, coco / image_folder
-
-
-def _image_folder(annotation_file):
-    match = re.fullmatch(r"instances_([A-Za-z]+[0-9]+)", annotation_file.stem)
-    if not match:
-        raise ValueError(
-            f"cannot tell the image folder from the name {annotation_file.name!r}, as it can from "
-            "instances_val2017.json: give image_folder (--image-folder val2017)"
-        )
-    return match.group(1)
+    return train_file, test_file, images

@@ -7,6 +7,7 @@ outline and contrast vary. Skin is as bright as a tumour, so that brightness alo
 """
 
 import functools
+import itertools
 
 import cv2
 import numpy as np
@@ -36,11 +37,9 @@ MIN_TUMOUR = 12
 
 
 class Phantom:
-    """A patient, drawn by (seed, patient) alone. Lengths are in half widths of the head, z is from -1 to 1.
+    """A patient, drawn by the numbers (seed, patient) alone.
 
-    Args:
-        seed (int): of the set.
-        patient (int): which one.
+    Lengths are in half widths of the head, z is from -1 to 1.
     """
 
     def __init__(self, seed, patient):
@@ -50,11 +49,8 @@ class Phantom:
         self.axes = np.array([width, width * rng.uniform(1.15, 1.35)])
         side, direction = rng.choice([-1, 1]), rng.uniform(-1.1, 1.1)
         distance = rng.uniform(0.3, 0.5)
-        self.tumour = (
-            side * distance * np.cos(direction),
-            distance * np.sin(direction),
-            rng.uniform(-0.25, 0.45),
-        )
+        x, y = side * distance * np.cos(direction), distance * np.sin(direction)
+        self.tumour = x, y, rng.uniform(-0.25, 0.45)
         self.centre = rng.uniform(-1, 1, 2) * (0.93 - self.axes).clip(0, 0.25)
         self.angle = rng.uniform(-0.2, 0.2)
         self.folds = rng.normal(0.0, 1.0, (8, 24, 24))  # of the brain: coarse noise at as many heights
@@ -66,14 +62,11 @@ class Phantom:
         self.shade = rng.uniform(0.8, 1.2, (3, 3))  # coarse field of the uneven brightness
 
     def draw(self, number):
-        """Draw a slice, by (seed, patient, number) alone.
-
-        Args:
-            number (int): of the slice, from 1 (below) to SLICES (above).
+        """Draw slice ``number``, from 1 (below) to SLICES (above), by (seed, patient, number) alone.
 
         Returns:
-            tuple: ndarray, uint8, (SIDE, SIDE, 3), the image, and ndarray, uint8, (SIDE, SIDE), the mask: 0
-            and, in the tumour, 255.
+            tuple[ndarray, ndarray]: the image, uint8, (SIDE, SIDE, 3), and the mask, uint8, (SIDE, SIDE): 255
+            in the tumour, else 0.
         """
         rng = np.random.default_rng([*self.seed, number])
         z = 2 * (number - 0.5) / SLICES - 1
@@ -113,10 +106,8 @@ class Phantom:
         noise = np.abs(_smooth((1 - part) * self.folds[below] + part * self.folds[below + 1]))[..., None]
         # Folds wind along the zeros of the noise, deeper near the surface: grey matter with fluid in between.
         depth = np.clip(2.2 * radius - 0.4, 0.0, 1.0)[..., None]
-        grey, fluid = (
-            depth * np.clip(1.6 - 1.8 * noise, 0.0, 1.0),
-            depth * np.clip(0.8 - 5.0 * noise, 0.0, 1.0),
-        )
+        grey = depth * np.clip(1.6 - 1.8 * noise, 0.0, 1.0)
+        fluid = depth * np.clip(0.8 - 5.0 * noise, 0.0, 1.0)
         brain = WHITE_MATTER + grey * (GREY_MATTER - WHITE_MATTER)
         brain = brain + fluid * (FLUID - brain)
         size = self.ventricle * np.sqrt(max(0.0, 1 - (z / 0.55) ** 2))
@@ -153,36 +144,24 @@ def make_phantoms(folder):
             ``<patient>_<slice>_mask.png`` each, and the arrays of SegmentedImages.
     """
     slices = []
-    for patient in (patient for patients in SPLITS.values() for patient in patients):
-        phantom = Phantom(SEED, patient)
-        (folder / _name(patient)).mkdir()
+    for patient in itertools.chain(*SPLITS.values()):
+        name, phantom = f"phantom{patient:03d}", Phantom(SEED, patient)
+        (folder / name).mkdir()
         for number in range(1, SLICES + 1):
-            slices.append(Slice(_name(patient), number, ".png"))
+            slices.append(Slice(name, number, ".png"))
             for file, array in zip((slices[-1].image, slices[-1].mask), phantom.draw(number), strict=True):
                 Image.fromarray(array).save(folder / file)
     preprocess_slices("phantoms", folder, slices, PREPROCESSING).save(folder)
 
 
 def load_phantoms():
-    """The slices of both splits; on first use they are made.
-
-    Returns:
-        SegmentedImages: ordered by patient and slice.
-
-    Raises:
-        ValueError: the cache is damaged.
-    """
+    """SegmentedImages: the slices of both splits, by patient and number; on first use they are made."""
     folder = cached(f"phantoms-v{VERSION}", make_phantoms)
     return SegmentedImages.load(folder, folder)
 
 
-def _name(patient):
-    return f"phantom{patient:03d}"
-
-
 def _choose(split, records):
-    names = {_name(patient) for patient in SPLITS[split]}
-    return [index for index, record in enumerate(records) if record["patient"] in names]
+    return [index for index, record in enumerate(records) if int(record["patient"][-3:]) in SPLITS[split]]
 
 
 for _split in SPLITS:

@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 def register_split(split):
     """Register the four data sets of a split, unless they are there already.
 
-    Those of "patient", "image" and "tune" and of 5 folds are registered when iso_d2 is imported.
-
     Args:
         split (str): "patient", "image", "tune", or such as "fold0of22"; see patients.py.
     """
@@ -65,7 +63,8 @@ def named_by_split(names, split="patient", fold=0, folds=5):
     registered on the way; no data set ever changes its content.
 
     Args:
-        names (sequence[str]): of any data sets. Those that say a split, and other data, stay as they are.
+        names (sequence[str]): of any data sets. Those that say this split, and other data, stay as they are,
+            and with "patient" those that say any.
         split (str): DATASETS.LGG_SPLIT: "patient", "image", "tune" or "fold".
         fold, folds (int): DATASETS.LGG_FOLD and LGG_FOLDS: the part to validate on, from 0, of how many.
 
@@ -73,14 +72,26 @@ def named_by_split(names, split="patient", fold=0, folds=5):
         tuple[str]
 
     Raises:
-        ValueError: there is no such split or fold.
+        ValueError: there is no such split or fold, or a name says another split than the one asked for.
     """
     split = split_name(split, fold, folds)
     names = tuple(_with_split(name, split) for name in names)
     for name in names:
-        if match := re.fullmatch(r"lgg(?:_sem_seg)?_fold(\d+)of(\d+)_(?:train|val)", name):
-            register_split(split_name("fold", int(match[1]), int(match[2])))
+        said = re.fullmatch(r"lgg_(?:sem_seg_)?(image|tune|fold(\d+)of(\d+))_(?:train|val)", name)
+        if said and said[2]:
+            register_split(split_name("fold", int(said[2]), int(said[3])))
+        if said and split not in ("patient", said[1]):
+            raise ValueError(
+                f"DATASETS asks for the LGG split {split}, but names {name}. Leave DATASETS.LGG_SPLIT out or "
+                f"give names without a split, such as {name.replace(f'_{said[1]}', '')}."
+            )
     return names
+
+
+def without_split(names, split="patient", fold=0, folds=5):
+    """tuple[str]: what ``named_by_split`` was given, so that another split can be put into the names."""
+    said = f"_fold{fold}of{folds}_" if split == "fold" else f"_{split}_"
+    return tuple(name.replace(said, "_") if name.startswith("lgg_") else name for name in names)
 
 
 def _with_split(name, split):
@@ -92,10 +103,7 @@ def _choose(side, split, records):
 
 
 def load_lgg():
-    """All slices that are there, preprocessed; on first use that is done and takes a while.
-
-    Returns:
-        SegmentedImages: ordered by patient and slice.
+    """SegmentedImages: all slices that are there, by patient and number; preprocessed on first use.
 
     Raises:
         FileNotFoundError: the data set is not there.
@@ -106,21 +114,16 @@ def load_lgg():
 
 def _load():
     """The slices, and the key of everything that depends on these files and settings."""
-    root = _root()
-    slices = list_slices(root, PATIENTS)
-    key = _cache_key(root, slices)
-    folder = cached(f"lgg-{key}", lambda new: preprocess_slices("lgg", root, slices, PREPROCESSING).save(new))
-    return SegmentedImages.load(folder, root), key
-
-
-def _root():
     root = (dataset_root() / "lgg-mri-segmentation" / "kaggle_3m").absolute()
     if not root.is_dir():
         raise FileNotFoundError(
             f"lgg: there is no folder {root} {root_origin()}. Let DETECTRON2_DATASETS=FOLDER "
             f"name the folder that holds lgg-mri-segmentation/kaggle_3m, or get it: {SOURCE}"
         )
-    return root
+    slices = list_slices(root, PATIENTS)
+    key = _cache_key(root, slices)
+    folder = cached(f"lgg-{key}", lambda new: preprocess_slices("lgg", root, slices, PREPROCESSING).save(new))
+    return SegmentedImages.load(folder, root), key
 
 
 def list_slices(root, patients):
@@ -135,10 +138,10 @@ def list_slices(root, patients):
         raise FileNotFoundError(f"lgg: {root} holds no folders of patients. Get the data set: {SOURCE}")
     slices, problems = [], []
     for name in names:
-        if name in patients:
-            found, wrong = list_patient(root, name, patients[name].slices)
-        else:
-            found, wrong = [], [f"{name} is none of the {len(patients)} patients"]
+        if name not in patients:
+            problems.append(f"{name} is none of the {len(patients)} patients")
+            continue
+        found, wrong = list_patient(root, name, patients[name].slices)
         slices += found
         problems += wrong
     raise_problems("lgg", root, problems)

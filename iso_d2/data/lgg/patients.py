@@ -26,19 +26,12 @@ TUNING_PATIENTS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """A patient of the data set.
+    """A patient of the data set."""
 
-    Args:
-        index (int): place in the frozen order, from 0.
-        slices (int): how many there are, numbered from 1.
-        in_val (bool): whether in lgg_val of the patient split.
-        val_slices (frozenset[int]): those in lgg_val of the image split.
-    """
-
-    index: int
-    slices: int
-    in_val: bool
-    val_slices: frozenset
+    index: int  # place in the frozen order, from 0
+    slices: int  # how many there are, numbered from 1
+    in_val: bool  # whether in lgg_val of the patient split
+    val_slices: frozenset  # of int: those in lgg_val of the image split
 
 
 def read_patients():
@@ -59,17 +52,9 @@ PATIENTS = read_patients()
 
 
 def split_name(split, fold, folds):
-    """How the names of data sets call a split.
+    """str: how the names of data sets call one of SPLITS: "patient", "image", "tune", or such as "fold0of5".
 
-    Args:
-        split (str): one of SPLITS.
-        fold, folds (int): with "fold", which part is lgg_val, from 0, and how many parts there are.
-
-    Returns:
-        str: "patient", "image", "tune", or such as "fold0of5".
-
-    Raises:
-        ValueError: there is no such split or fold.
+    With "fold", part ``fold`` of ``folds``, from 0, is lgg_val. Another split or fold raises ValueError.
     """
     if split not in SPLITS:
         raise ValueError(f"DATASETS.LGG_SPLIT must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -83,19 +68,13 @@ def split_name(split, fold, folds):
 
 
 def choose_slices(side, split, patients, records):
-    """Which slices belong to one side of a split.
+    """list[int]: which slices belong to one side of a split; ValueError if there are none.
 
     Args:
         side (str): "train" or "val".
         split (str): as ``split_name`` gives it.
         patients (dict[str, Patient]): the table.
         records (list[dict]): of the slices, with ``patient`` and ``slice``.
-
-    Returns:
-        list[int]: indices into ``records``.
-
-    Raises:
-        ValueError: there are none.
     """
     tuning = [name for name, patient in patients.items() if not patient.in_val][:TUNING_PATIENTS]
 

@@ -18,44 +18,39 @@ MODES = {"RGB": "RGB (three channels of 8 bits)", "L": "L (one channel of 8 bits
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """One slice of a patient and where its files are.
-
-    Args:
-        patient (str): name of the patient.
-        number (int): of the slice within the patient.
-        suffix (str): of its files, ``<patient>/<patient>_<number>`` and the same with ``_mask``.
-    """
+    """One slice of a patient and where its files are, relative to the root of all."""
 
     patient: str
     number: int
     suffix: str = ".tif"
 
     @property
+    def image_id(self):
+        return f"{self.patient}_{self.number}"
+
+    @property
     def image(self):
-        """str: file of the RGB image, relative to the root of all."""
-        return f"{self.patient}/{self.patient}_{self.number}{self.suffix}"
+        """str: file of the RGB image."""
+        return f"{self.patient}/{self.image_id}{self.suffix}"
 
     @property
     def mask(self):
-        """str: file of the mask of 0 and 255, likewise."""
-        return f"{self.patient}/{self.patient}_{self.number}_mask{self.suffix}"
+        """str: file of the mask of 0 and 255."""
+        return f"{self.patient}/{self.image_id}_mask{self.suffix}"
 
 
 def list_patient(root, name, count):
-    """Find the slices of a patient, 1 to count; hidden files and all that do not end in .tif do not matter.
+    """The slices of a patient, 1 to count (list[Slice]), and what is wrong with them, a sentence each (list).
 
-    Returns:
-        tuple[list[Slice], list[str]]: the slices in their order, and what is wrong, a sentence each.
+    Hidden files and all that do not end in .tif do not matter.
     """
     images, masks, problems = set(), set(), []
-    for entry in sorted(os.listdir(root / name)):
-        if entry[0] == "." or not entry.endswith(".tif"):
-            continue
-        match = re.fullmatch(rf"{re.escape(name)}_([1-9]\d*)(|_mask)\.tif", entry)
+    for file in sorted((root / name).glob("[!.]*.tif")):
+        match = re.fullmatch(rf"{re.escape(name)}_([1-9]\d*)(|_mask)\.tif", file.name)
         if match:
             (masks if match[2] else images).add(int(match[1]))
         else:
-            problems.append(f"{name}/{entry} is not named {name}_<slice>.tif or {name}_<slice>_mask.tif")
+            problems.append(f"{name}/{file.name} is not named {name}_<slice>.tif or {name}_<slice>_mask.tif")
     if not images | masks:
         return [], [*problems, f"{name} is empty: it has no .tif files"]
     wanted = set(range(1, count + 1))
@@ -100,7 +95,7 @@ def preprocess_slices(name, root, slices, preprocessing):
         record = {
             "file_name": piece.image,
             "mask_file_name": piece.mask,
-            "image_id": f"{piece.patient}_{piece.number}",
+            "image_id": piece.image_id,
             "height": mask.shape[0],
             "width": mask.shape[1],
             "patient": piece.patient,
@@ -134,23 +129,23 @@ def raise_problems(name, root, problems):
 
 def _read(root, piece):
     """Image (H, W, 3) and mask (H, W), both uint8, and a list of what is wrong with them."""
-    image, problems = _read_file(root, piece.image, "RGB")
-    mask, wrong_mask = _read_file(root, piece.mask, "L")
-    problems += wrong_mask
-    if not problems and mask.shape != image.shape[:2]:
+    arrays, problems = [], []
+    for name, mode in ((piece.image, "RGB"), (piece.mask, "L")):
+        try:
+            with Image.open(root / name) as image:
+                arrays.append(np.asarray(image))
+                if image.mode != mode:
+                    problems.append(f"{name} must be of mode {MODES[mode]}, got {image.mode}")
+        except (
+            Exception
+        ) as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+            problems.append(f"{name} cannot be read ({type(error).__name__}: {error})")
+    if problems:
+        return None, None, problems
+    image, mask = arrays
+    if mask.shape != image.shape[:2]:
         problems.append(f"{piece.mask} is of size {mask.shape}, its image of size {image.shape[:2]}")
-    others = [] if mask is None else np.setdiff1d(mask, (0, 255)).tolist()
+    others = np.setdiff1d(mask, (0, 255)).tolist()
     if others:
         problems.append(f"{piece.mask} has values other than 0 and 255: {', '.join(map(str, others[:5]))}")
     return image, mask, problems
-
-
-def _read_file(root, name, mode):
-    """The pixels, None if there are none to be had, and a list of what is wrong."""
-    try:
-        with Image.open(root / name) as image:
-            if image.mode != mode:
-                return None, [f"{name} must be of mode {MODES[mode]}, got {image.mode}"]
-            return np.asarray(image), []
-    except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        return None, [f"{name} cannot be read ({type(error).__name__}: {error})"]

@@ -108,12 +108,26 @@ def test_a_pickle_that_is_not_the_official_one_is_not_read(tmp_path):
     write_python(tmp_path / "cifar-100-python", "cifar100")
     evil = pickle.dumps({"data": Touch(tmp_path / "made")})
     (tmp_path / "cifar-100-python" / "train").write_bytes(evil)
-    message = r"a file in .*cifar-100-python is missing or not the official one\. Remove the folder"
+    digest = hashlib.md5(evil).hexdigest()
+    message = (
+        rf"cifar-100-python/train is not the official file: its MD5 checksum is {digest} instead of .*Remove"
+    )
     with pytest.raises(ValueError, match=message):
         load_cifar(SMALL100, "train", tmp_path)
     assert not (tmp_path / "made").exists()
     pickle.loads(evil)
     assert (tmp_path / "made").exists(), "the pickle was harmless, so the test showed nothing"
+
+
+@pytest.mark.parametrize("name", ["data_batch_4", "test_batch", "batches.meta"])
+def test_a_missing_or_broken_file_of_the_python_version_is_named(tmp_path, name):
+    write_python(tmp_path / "cifar-10-batches-py", "cifar10")
+    path = tmp_path / "cifar-10-batches-py" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    for fault in (f"{path} is not the official file: its MD5", f"{path} is missing"):
+        with pytest.raises(ValueError, match=rf"^{fault}.* Remove the folder .*prepare_cifar.py cifar10"):
+            load_cifar(SMALL10, "train", tmp_path)
+        path.unlink(missing_ok=True)
 
 
 def test_registered_sets():

@@ -57,7 +57,7 @@ def test_truncated_file(tmp_path, text):
         ("annotations", "category_id", {}, r"annotations\[0\] has category_id {}: give an integer"),
         ("annotations", "area", math.nan, r"annotations\[0\] has area nan: give a finite number"),
         ("annotations", "area", "big", r"annotations\[0\] has area 'big'"),
-        ("annotations", "iscrowd", "0", r"annotations\[0\] has iscrowd '0': give 0 or 1"),
+        ("annotations", "iscrowd", "0", r"annotation 3 has iscrowd '0': give 0 or 1"),
     ],
 )
 def test_wrong_type(tmp_path, section, key, value, message):
@@ -109,7 +109,7 @@ def test_annotation_of_something_unknown(tmp_path, key, where):
 
 @pytest.mark.parametrize("height", [0, -3, "50", None, math.nan])
 def test_image_without_a_real_size(tmp_path, height):
-    with pytest.raises(ValueError, match=r"image seven.jpg has height .*: give pixels"):
+    with pytest.raises(ValueError, match=r"images\[0\] has height .*: give pixels"):
         read_coco_json(write(tmp_path, images=[{**GOOD["images"][0], "height": height}]))
 
 

@@ -61,9 +61,37 @@ def test_two_configs_of_different_splits_live_in_one_process(tree):
     assert second.DATASETS.TEST == ("lgg_image_val", "lgg_image_train", "coco_pbc_test")
     assert third.DATASETS.TRAIN == ("lgg_fold1of5_train",)
     assert sides(first) == before and len({str(sides(cfg)) for cfg in (first, second, third)}) == 3
-    # A config that was written down after the renaming is read again.
-    again = load_config(opts=["DATASETS.TRAIN", second.DATASETS.TRAIN, "DATASETS.LGG_SPLIT", "image"])
-    assert again.DATASETS.TRAIN == ("lgg_image_train",)
+
+
+def test_the_split_of_a_config_that_was_written_down_can_be_changed(tmp_path):
+    """The config.yaml of a run has names with the split in them."""
+    names = ["DATASETS.TRAIN", ("lgg_train",), "DATASETS.TEST", ("lgg_sem_seg_val", "shapes_test")]
+    path = tmp_path / "config.yaml"
+
+    def train_and_test(*opts):
+        datasets = load_config(path, opts).DATASETS
+        return *datasets.TRAIN, *datasets.TEST
+
+    path.write_text(load_config(opts=[*names, "DATASETS.LGG_SPLIT", "image"]).dump())
+    assert "lgg_image_train" in path.read_text()
+    assert train_and_test() == ("lgg_image_train", "lgg_sem_seg_image_val", "shapes_test")
+    for split, name in (("tune", "tune_"), ("fold", "fold0of5_"), ("patient", ""), ("image", "image_")):
+        expected = (f"lgg_{name}train", f"lgg_sem_seg_{name}val", "shapes_test")
+        assert train_and_test("DATASETS.LGG_SPLIT", split) == expected
+    path.write_text(load_config(opts=[*names, "DATASETS.LGG_SPLIT", "fold"]).dump())
+    assert train_and_test("DATASETS.LGG_FOLD", 3)[0] == "lgg_fold3of5_train"
+    path.write_text("DATASETS: {TRAIN: [lgg_train], LGG_SPLIT: fold, LGG_FOLD: 7}")
+    assert train_and_test("DATASETS.LGG_FOLDS", 8) == ("lgg_fold7of8_train",)
+
+
+def test_names_and_split_that_contradict_each_other():
+    names = ["DATASETS.TRAIN", ("lgg_image_train",), "DATASETS.TEST", ("lgg_sem_seg_fold1of3_val",)]
+    stays = load_config(opts=names).DATASETS
+    assert stays.TRAIN == ("lgg_image_train",) and stays.TEST == ("lgg_sem_seg_fold1of3_val",)
+    with pytest.raises(ValueError, match=r"split tune, but names lgg_image_train\..* such as lgg_train\.$"):
+        load_config(opts=[*names, "DATASETS.LGG_SPLIT", "tune"])
+    with pytest.raises(ValueError, match=r"names lgg_sem_seg_fold1of3_val\..* such as lgg_sem_seg_val\.$"):
+        load_config(opts=[*names[2:], "DATASETS.LGG_SPLIT", "fold", "DATASETS.LGG_FOLDS", 3])
 
 
 @pytest.mark.parametrize(

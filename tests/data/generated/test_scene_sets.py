@@ -8,14 +8,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from perfect_predictions import average_precision, decode
 from PIL import Image
 
-from iso_d2.data.generated import shapes
+from iso_d2.data.generated import scene_sets
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Thirty scenes: the folder and the content of its annotation file."""
     folder = tmp_path_factory.mktemp("shapes")
-    shapes.make_shapes(folder, num_images=30, seed=5)
+    scene_sets.make_shapes(folder, num_images=30, seed=5)
     return folder, json.loads((folder / "annotations.json").read_text())
 
 
@@ -28,10 +28,10 @@ def test_the_same_seed_gives_the_same_files(drawn, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     for folder, seed in ((again, 5), (other, 6)):
         folder.mkdir()
-        shapes.make_shapes(folder, num_images=3, seed=seed)
+        scene_sets.make_shapes(folder, num_images=3, seed=seed)
     first, second = digests(drawn[0]), digests(again)
     del second["annotations.json"]
-    assert len(second) == 6
+    assert len(second) == 9
     assert {name: first[name] for name in second} == second
     assert all(digests(other)[name] != second[name] for name in second)
 
@@ -102,7 +102,9 @@ def test_registered_sets(monkeypatch):
 
 def small_sets(monkeypatch, cache):
     monkeypatch.setenv("ISO_D2_CACHE", str(cache))
-    monkeypatch.setattr(shapes, "SPLITS", {name: (3, seed) for name, (_, seed) in shapes.SPLITS.items()})
+    monkeypatch.setattr(
+        scene_sets, "SPLITS", {name: (3, seed) for name, (_, seed) in scene_sets.SPLITS.items()}
+    )
 
 
 def read_labels(record):
@@ -144,17 +146,17 @@ def test_train_and_test_have_no_image_in_common(monkeypatch, tmp_path):
     small_sets(monkeypatch, tmp_path)
     for name in ("shapes_train", "shapes_test"):
         assert len(DatasetCatalog.get(name)) == 3
-    images = digests(tmp_path / "shapes_train-v2" / "images"), digests(tmp_path / "shapes_test-v2" / "images")
+    images = digests(tmp_path / "shapes_train-v3" / "images"), digests(tmp_path / "shapes_test-v3" / "images")
     assert not set(images[0].values()) & set(images[1].values())
 
 
 def test_damaged_cache_says_what_to_remove(monkeypatch, tmp_path):
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
-    monkeypatch.setattr(shapes, "SPLITS", {"test": (2, 1)})
+    monkeypatch.setattr(scene_sets, "SPLITS", {"test": (2, 1)})
     DatasetCatalog.get("shapes_test")
-    (tmp_path / "shapes_test-v2" / "images" / "000001.jpg").unlink()
+    (tmp_path / "shapes_test-v3" / "images" / "000001.jpg").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"000001.jpg. Remove .*shapes_test-v2: it is then made again"
+        FileNotFoundError, match=r"000001.jpg. Remove .*shapes_test-v3: it is then made again"
     ):
         DatasetCatalog.get("shapes_test")
 
@@ -166,7 +168,7 @@ def _load_both_ends(barrier, queue):
 
 def test_two_processes_may_make_the_set_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
-    monkeypatch.setattr(shapes, "SPLITS", {"test": (4, 1)})
+    monkeypatch.setattr(scene_sets, "SPLITS", {"test": (4, 1)})
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_load_both_ends, args=(barrier, queue)) for _ in range(2)]
@@ -175,4 +177,4 @@ def test_two_processes_may_make_the_set_at_once(monkeypatch, tmp_path):
     assert [queue.get(timeout=60) for _ in processes] == [4, 4]
     for process in processes:
         process.join()
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes_test-v2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes_test-v3"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from iso_d2.data import shapes_cls
-from iso_d2.data.generated.shapes_cls import draw_shapes
+from iso_d2.data import shape_images
+from iso_d2.data.generated.shape_images import draw_shapes
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def test_bars_vary_downwards_and_columns_sideways(drawn):
     images = drawn.images.mean(axis=1)  # (N, H, W)
     down, across = (np.abs(np.diff(images, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
     for name, larger, smaller in (("bars", down, across), ("columns", across, down)):
-        chosen = drawn.labels == shapes_cls.CLASSES.index(name)
+        chosen = drawn.labels == shape_images.CLASSES.index(name)
         assert (larger[chosen] > smaller[chosen]).mean() > 0.9
 
 
 def test_registered_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
-    monkeypatch.setattr(shapes_cls, "SPLITS", {"train": (12, 0), "test": (7, 1)})
+    monkeypatch.setattr(shape_images, "SPLITS", {"train": (12, 0), "test": (7, 1)})
     for split, count in (("train", 12), ("test", 7)):
         metadata = MetadataCatalog.get(f"shapes_cls_{split}")
         assert metadata.evaluator_type == "classification"
@@ -63,9 +63,9 @@ def test_registered_sets(monkeypatch, tmp_path):
 
 def test_the_cache_is_used_and_a_damaged_one_named(monkeypatch, tmp_path):
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path))
-    monkeypatch.setattr(shapes_cls, "SPLITS", {"test": (3, 1)})
+    monkeypatch.setattr(shape_images, "SPLITS", {"test": (3, 1)})
     DatasetCatalog.get("shapes_cls_test")
-    monkeypatch.setattr(shapes_cls, "draw_shapes", lambda *args: pytest.fail("drawn twice"))
+    monkeypatch.setattr(shape_images, "draw_shapes", lambda *args: pytest.fail("drawn twice"))
     assert len(DatasetCatalog.get("shapes_cls_test")) == 3
     (tmp_path / "shapes_cls_test-v2" / "images.npz").write_bytes(b"PK")
     with pytest.raises(

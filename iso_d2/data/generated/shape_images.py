@@ -31,13 +31,12 @@ def _polygon(corners, radius=1.0, turn=0.0):
     return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
 
 
-def _box(right, bottom, left=None, top=None):
-    """A rectangle, by default about the origin."""
-    left, top = -right if left is None else left, -bottom if top is None else top
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+def _box(x, y):
+    """A rectangle about the origin."""
+    return np.array([(-x, -y), (x, -y), (x, y), (-x, y)])
 
 
-_BARS = [_box(0.9, y + 0.17, top=y - 0.17) for y in (-0.68, 0.0, 0.68)]
+_BARS = [_box(0.9, 0.17) + (0, y) for y in (-0.68, 0.0, 0.68)]
 _PLUS = [_box(1.0, 0.26), _box(0.26, 1.0)]
 # Polygons that make up each shape within the unit circle, y downwards; of a ring the second one clears.
 OUTLINES = {
@@ -67,9 +66,8 @@ def draw_shapes(num_images, seed):
     """
     labels = np.arange(num_images, dtype=np.int64) % len(CLASSES)
     images = [_draw(np.random.default_rng([seed, i]), CLASSES[label]) for i, label in enumerate(labels)]
-    return LabelledImages(
-        np.stack(images).transpose(0, 3, 1, 2).copy(), labels
-    )  # (N, H, W, 3) -> (N, 3, H, W)
+    images = np.stack(images).transpose(0, 3, 1, 2)  # (N, H, W, 3) -> (N, 3, H, W)
+    return LabelledImages(np.ascontiguousarray(images), labels)
 
 
 def _draw(rng, name):
@@ -81,9 +79,8 @@ def _draw(rng, name):
     canvas = np.empty((size, size, 3), np.uint8)
     canvas[:] = ground
     for _ in range(rng.integers(0, 4)):  # specks, smaller than any shape
-        cv2.circle(
-            canvas, rng.integers(0, size, 2).tolist(), int(rng.integers(3, 9)), clutter.tolist(), cv2.FILLED
-        )
+        place, radius = rng.integers(0, size, 2).tolist(), int(rng.integers(3, 9))
+        cv2.circle(canvas, place, radius, clutter.tolist(), cv2.FILLED)
 
     radius = rng.uniform(0.24, 0.36) * size
     angle = np.deg2rad(rng.uniform(-12, 12))
@@ -101,18 +98,15 @@ def _draw(rng, name):
 
 
 def _load(split):
-    drawn = functools.partial(_fill, *SPLITS[split])
-    folder = cached(f"shapes_cls_{split}-v{VERSION}", drawn)
+    def fill(folder):
+        np.savez(folder / "images.npz", **vars(draw_shapes(*SPLITS[split])))
+
+    folder = cached(f"shapes_cls_{split}-v{VERSION}", fill)
     try:
-        with np.load(folder / "images.npz", allow_pickle=False) as arrays:
-            return LabelledImages(arrays["images"], arrays["labels"])
+        with np.load(folder / "images.npz") as arrays:
+            return LabelledImages(**arrays)
     except Exception as error:  # damaged archives raise many kinds
         raise ValueError(f"cannot read {folder} ({error}). Remove it: it is then made again.") from error
-
-
-def _fill(num_images, seed, folder):
-    drawn = draw_shapes(num_images, seed)
-    np.savez(folder / "images.npz", images=drawn.images, labels=drawn.labels)
 
 
 for _split in SPLITS:

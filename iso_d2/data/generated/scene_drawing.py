@@ -1,6 +1,6 @@
 """Drawn street scenes of people, bicycles and cars, with the pixels that belong to each.
 
-Whoever changes a drawing raises VERSION in shapes.py, which makes data sets of them.
+Whoever changes a drawing raises VERSION in scene_sets.py, which makes data sets of them.
 """
 
 import cv2
@@ -52,10 +52,8 @@ def draw_scene(rng, height, width):
 
 
 def _is_visible(mask, full_size):
-    if mask.sum() < max(1, MIN_VISIBLE * full_size):
-        return False
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 >= MIN_SIDE
+    width, height = cv2.boundingRect(mask.astype(np.uint8))[2:]
+    return mask.sum() >= MIN_VISIBLE * full_size and min(width, height) >= MIN_SIDE
 
 
 class _Brush:

@@ -10,7 +10,6 @@ COCOEvaluator) and a label image for semantic segmentation: 0 background, 1 pers
 
 import functools
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,39 +17,39 @@ from PIL import Image
 
 from ..catalog import cached, register
 from ..coco.annotations import load_coco
-from .scenes import draw_scene
+from .scene_drawing import draw_scene
 
 CLASSES = ["person", "bicycle", "car"]
-# Part of the folder's name: raise it whenever the drawings change, or old caches stay in use.
-VERSION = 2
+# Part of the folder's name: raise it whenever the drawings or their files change, or old caches stay in use.
+VERSION = 3
 # Images of each split, and the number its seeds start with
 SPLITS = {"train": (240, 0), "test": (60, 1), "tune": (60, 2)}
 HEIGHT, WIDTH = 128, 160
 
 
 def make_shapes(folder, num_images, seed):
-    """Draw a set of scenes and write it down.
-
-    Image i depends on (seed, i) alone, so a longer set begins with the shorter one.
+    """Draw a set of scenes and write it down. Image i depends on (seed, i) alone.
 
     Args:
-        folder (Path): an existing folder; gets ``images/*.jpg``, ``sem_seg/*.png`` and ``annotations.json``.
+        folder (Path): an existing folder; gets ``images/*.jpg``, ``sem_seg/*.png`` with the classes,
+            ``stuff/*.png`` with 1 for the background, and ``annotations.json``.
         num_images (int): how many.
         seed (int): of the drawings.
     """
-    for name in ("images", "sem_seg"):
+    for name in ("images", "sem_seg", "stuff"):
         (folder / name).mkdir()
     images, annotations = [], []
     for index in range(num_images):
         image, classes, masks = draw_scene(np.random.default_rng([seed, index]), HEIGHT, WIDTH)
         stem = f"{index:06d}"
-        Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=92)
         labels = np.zeros((HEIGHT, WIDTH), np.uint8)
         for category, mask in zip(classes, masks, strict=True):
             labels[mask] = category + 1
             annotation = {"id": len(annotations) + 1, "image_id": index, "category_id": category + 1}
             annotations.append({**annotation, **_describe(mask), "iscrowd": 0})
+        Image.fromarray(image).save(folder / "images" / f"{stem}.jpg", quality=92)
         Image.fromarray(labels).save(folder / "sem_seg" / f"{stem}.png")
+        Image.fromarray((labels == 0).astype(np.uint8)).save(folder / "stuff" / f"{stem}.png")
         images.append({"id": index, "file_name": f"{stem}.jpg", "height": HEIGHT, "width": WIDTH})
     content = {
         "info": {"description": "generated street scenes", "version": VERSION, "seed": seed},
@@ -78,24 +77,15 @@ def _load(split, kind=""):
     num_images, seed = SPLITS[split]
     folder = cached(f"shapes_{split}-v{VERSION}", lambda new: make_shapes(new, num_images, seed))
     # The classes of the annotations belong to the sets that have them.
-    name = f"shapes_{kind}{split}" if kind == "panoptic_" else f"shapes_{split}"
+    name = f"shapes_{split}" if kind == "sem_seg_" else f"shapes_{kind}{split}"
     hint = f"Remove {folder}: it is then made again."
     dataset_dicts = load_coco(name, folder / "annotations.json", folder / "images", hint)
+    labels = folder / ("stuff" if kind == "panoptic_" else "sem_seg")
     for record in dataset_dicts:
-        record["sem_seg_file_name"] = str(folder / "sem_seg" / f"{record['image_id']:06d}.png")
+        record["sem_seg_file_name"] = str(labels / f"{record['image_id']:06d}.png")
         if kind == "sem_seg_":
             del record["annotations"]
-    if kind == "panoptic_":
-        stuff = cached(f"shapes_stuff_{split}-v{VERSION}", lambda new: _write_stuff(folder / "sem_seg", new))
-        for record in dataset_dicts:
-            record["sem_seg_file_name"] = str(stuff / Path(record["sem_seg_file_name"]).name)
     return dataset_dicts
-
-
-def _write_stuff(label_folder, folder):
-    for path in label_folder.iterdir():
-        background = np.asarray(Image.open(path)) == 0
-        Image.fromarray(background.astype(np.uint8)).save(folder / path.name)
 
 
 _LABELS = {"stuff_classes": ["background", *CLASSES], "ignore_label": 255}

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from iso_d2.data.generated.scenes import draw_scene
+from iso_d2.data.generated.scene_drawing import draw_scene
 
 
 @pytest.mark.parametrize("seed", range(6))
