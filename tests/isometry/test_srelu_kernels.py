@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.activation import forward_and_backward, operators
 from iso_d2.isometry import SReLU, activation, use_triton_srelu
 
 triton = pytest.importorskip("triton", reason="needs triton, which comes with PyTorch for CUDA")
@@ -262,3 +263,14 @@ def test_second_derivatives(calls):
 
     assert torch.autograd.gradcheck(call, (x, srelu.threshold))
     assert torch.autograd.gradgradcheck(call, (x, srelu.threshold))
+
+
+@runs
+def test_the_benchmark_measures_the_kernels(calls):
+    x, residual = (draw((2, 3, 4, 4), torch.float32) for _ in range(2))
+    for operators_of, inputs in zip(operators(3, with_triton=True), ((x,), (x, residual)), strict=True):
+        use_triton_srelu(False)
+        kinds = [operators_of[name] for name in operators_of if name.startswith("SReLU")]
+        expected, found = (forward_and_backward(kind, *(t.clone() for t in inputs))() for kind in kinds)
+        compare(found, expected)
+    assert calls == ["forward", "backward"] * 2
