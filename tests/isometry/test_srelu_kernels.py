@@ -19,16 +19,8 @@ kernels = pytest.importorskip("iso_d2.isometry._srelu_kernels")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-SHAPES = [
-    (2, 3),
-    (5, 130),
-    (2, 3, 7),
-    (2, 5, 7, 7),
-    (1, 1, 9, 9),
-    (3, 4, 1, 1),
-    (2, 3, 2, 3, 5),
-    (1, 3, 65, 67),
-]
+SHAPES = [(2, 3), (5, 130), (2, 3, 7), (1, 1, 9, 9), (3, 4, 1, 1), (2, 3, 2, 3, 5), (1, 3, 13, 15)]
+CASES = [(shape, torch.float32) for shape in SHAPES] + [((2, 5, 7, 7), dtype) for dtype in kernels.DTYPES]
 outside = pytest.mark.skipif(INTERPRETED, reason="starts the interpreter")
 runs = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
@@ -48,13 +40,13 @@ def test_this_file_in_the_interpreter():
 
 
 @outside
-def test_triton_is_imported_at_the_first_use():
+def test_the_kernels_are_imported_at_the_first_use():
     code = """
 import sys, torch
 import iso_d2.isometry as iso
-assert not {"triton", "iso_d2.isometry._srelu_kernels"} & set(sys.modules)
+assert "iso_d2.isometry._srelu_kernels" not in sys.modules
 assert iso.SReLU(2)(torch.tensor([[-2.0, 3.0]])).tolist() == [[-1, 3]]
-print("triton" in sys.modules)
+print("iso_d2.isometry._srelu_kernels" in sys.modules)
 """
     for switch in ("0", "1"):
         environment = {**os.environ, "TRITON_INTERPRET": "1", "ISO_D2_TRITON_SRELU": switch}
@@ -131,8 +123,7 @@ def compare(found, expected):
 
 @runs
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("dtype", kernels.DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_values_and_gradients_are_those_without_the_kernels(shape, dtype, last, calls):
     x, residual, upstream = (draw(shape, dtype, last) for _ in range(3))
     threshold = draw(shape[1:2], torch.float32)
