@@ -176,9 +176,9 @@ def test_ties_infinities_and_nan(dtype, calls):
 
 @runs
 def test_a_threshold_is_rounded_to_half_precision_first(calls):
-    # the next float16 below 0.1 is 0.09998; so x is a tie
-    x = torch.full((1, 1), 0.1, dtype=torch.float16, device=DEVICE)
-    y, grad, grad_threshold = results((x,), torch.ones_like(x), torch.tensor([0.1], device=DEVICE))
+    # the float16 nearest to 0.3 is above it, yet x is a tie
+    x = torch.full((1, 1), 0.3, dtype=torch.float16, device=DEVICE)
+    y, grad, grad_threshold = results((x,), torch.ones_like(x), torch.tensor([0.3], device=DEVICE))
     assert torch.equal(y, x) and grad.item() == 0 and grad_threshold.item() == 1
 
 
@@ -219,16 +219,15 @@ def test_without_gradients(grad, calls):
 
 @runs
 def test_offsets_beyond_32_bits(calls):
-    start = 2**31 + 64
-    x = torch.empty(
-        start + 64, dtype=torch.float16, device=DEVICE
-    )  # pages that are not touched take no memory
-    x[:64], x[start:] = -2, -3
-    b = torch.tensor([-1.0, -2.5], device=DEVICE)
+    depth = 2**30 + 64
+    # pages that are not touched take no memory
+    x = torch.empty(2 * depth + 64, dtype=torch.float16, device=DEVICE)
+    x[:64], x[2 * depth :] = -2, -3
+    b = torch.tensor([-1.0, 0.0, -2.5], device=DEVICE)
     tile = {"WIDE": triton.language.float32, "LAST": False, "UNIT": 16, "LINES": 1, "DEPTH": 64}
-    # the first tile of each of two lines
-    kernels._forward_kernel[(2,)](x, x, b, x, 2, start, 2, SUM=False, **tile)
-    assert set(x[:64].tolist()) == {-1} and set(x[start:].tolist()) == {-2.5}
+    # the first tile of each of three lines
+    kernels._forward_kernel[(3,)](x, x, b, x, 3, depth, 3, SUM=False, **tile)
+    assert set(x[:64].tolist()) == {-1} and set(x[2 * depth :].tolist()) == {-2.5}
 
 
 @runs
