@@ -79,7 +79,8 @@ def _backward_kernel(
     line, bound, strip = _lines_of_program(threshold, lines, channels, y.dtype.element_ty, LAST, LINES)
     place = strip * steps * DEPTH + tl.arange(0, DEPTH)[:, None]
     held = tl.zeros([DEPTH, LINES], WIDE)
-    for _ in range(steps):
+    step = 0
+    while step < steps:  # Triton 3.6 cannot interpret range(steps) with NumPy 2.4
         offset, inside = _offsets(line, place, lines, depth, LAST, UNIT)
         upstream = tl.load(grad + offset, mask=inside, other=0.0).to(WIDE)
         # as in PyTorch's threshold_backward: a tie stops the gradient, a NaN lets it pass
@@ -88,6 +89,7 @@ def _backward_kernel(
         if SUMS:
             held += tl.where(stops, upstream, 0.0)
         place += DEPTH
+        step += 1
     if SUMS:
         tl.store(sums + strip * lines + line, tl.sum(held, 0)[None, :], mask=line < lines)
 
