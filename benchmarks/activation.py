@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from iso_d2.isometry import SReLU
+from iso_d2.isometry import SReLU, use_triton_srelu
 
 from .networks import PlainSReLU
 from .options import DTYPES
@@ -46,6 +46,17 @@ def forward_and_backward(operator, x, residual=None):
     return run
 
 
+class TritonSReLU(SReLU):
+    """SReLU with its Triton kernels, which are off otherwise."""
+
+    def forward(self, x, residual=None):
+        use_triton_srelu()
+        try:
+            return super().forward(x, residual)
+        finally:
+            use_triton_srelu(False)
+
+
 def shapes(options):
     """The activations of a ResNet's stages, list[tuple[int, int, int, int]]; batch norm needs some pixels."""
     height, width = options.size
@@ -55,7 +66,7 @@ def shapes(options):
     ]
 
 
-def operators(channels):
+def operators(channels, with_triton=False):
     """Two dicts by name, of operators of x and of operators of x and residual; SReLU is the first of each."""
     alone = {
         "SReLU": SReLU(channels, inplace=True),
@@ -68,6 +79,9 @@ def operators(channels):
         "sum, ReLU in place": lambda x, residual: F.relu_(x.add_(residual)),
         "sum, relu(x - b) + b": PlainSReLU(channels),
     }
+    if with_triton:
+        alone["SReLU, Triton"] = TritonSReLU(channels, inplace=True)
+        summed["SReLU of a sum, Triton"] = TritonSReLU(channels, inplace=True)
     return alone, summed
 
 
@@ -78,7 +92,7 @@ def measure_activation(options, seconds):
         cases.append((shapes(options)[1], replace(options, channels_last=True)))
     tables = []
     for shape, as_laid in cases:
-        alone, summed = operators(shape[1])
+        alone, summed = operators(shape[1], with_triton=options.device == "cuda")
         rows = _rows(alone, 0, shape, as_laid, seconds / len(cases) / 2)
         rows += _rows(summed, 1, shape, as_laid, seconds / len(cases) / 2)
         tables.append(Table(f"Activation, forward and backward, {as_laid.describe(shape)}", rows))

@@ -35,7 +35,7 @@ def forbidden(part, name):
     if top == "iso_d2":
         return not rest or rest[0] not in MAY_IMPORT[part] | {part}
     if part == "isometry":
-        return top not in {"torch", *sys.stdlib_module_names}
+        return top not in {"torch", "triton", *sys.stdlib_module_names}
     return top in ("tools", "tests", *WORKSHOPS) or name.startswith(MODEL_ZOO)
 
 

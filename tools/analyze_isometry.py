@@ -26,6 +26,7 @@ from detectron2.utils.logger import setup_logger
 
 from iso_d2.analysis import describe, jacobian_table
 from iso_d2.analysis.plots import plot_depth, plot_jacobian, plot_layers
+from iso_d2.data.lgg import named_by_split
 from iso_d2.engine.analysis import analyze_config, load_default_images, load_images
 from iso_d2.engine.setup import load_config
 from iso_d2.files import write_atomically
@@ -39,7 +40,10 @@ def parse_args(argv):
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="CONFIG, CONFIG=CHECKPOINT or CHECKPOINT")
     add("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    images = "image files, folders, registered data sets (the first model's test set, else generated images)"
+    images = (
+        "image files, folders, registered data sets, those of LGG in the split of the first model "
+        "(the first model's test set, else generated images)"
+    )
     add("--images", nargs="+", metavar="PATH", help=images)
     add("--num-images", type=int, default=8, metavar="N", help="how many images (8)")
     jacobian = "the Jacobian at the first N of them (2); 0: none"
@@ -83,10 +87,12 @@ def main(argv=None):
             label, cfg = read_model(model, args.opts, args.device)
             configs[model if label in configs else label] = cfg
         args.output.mkdir(parents=True, exist_ok=True)
+        cfg = next(iter(configs.values()))
         if args.images:
-            images, source = load_images(args.images, args.num_images, args.size), args.images
+            datasets = cfg.DATASETS
+            source = named_by_split(args.images, datasets.LGG_SPLIT, datasets.LGG_FOLD, datasets.LGG_FOLDS)
+            images = load_images(source, args.num_images, args.size)
         else:
-            cfg = next(iter(configs.values()))
             images, source = load_default_images(cfg, args.num_images, args.size)
         results = {}
         for label, cfg in configs.items():

@@ -8,7 +8,8 @@ import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
-from ..isometry import SharedScale, SReLU, conv_singular_values, find_convolutions, orthogonality_losses
+from ..isometry import SharedScale, SReLU, find_convolutions, orthogonality_losses
+from ..isometry.spectrum import isometric_side
 
 
 def find_network(model):
@@ -89,11 +90,7 @@ def measure_convolution(conv, grid=0):
     size = smallest_grid(conv.kernel_size, conv.stride)
     if max(conv.kernel_size) > 1:
         size = tuple(math.ceil(max(n, grid) / s) * s for n, s in zip(size, conv.stride, strict=True))
-    values = conv_singular_values(conv.weight, size, conv.stride, conv.groups)
-    outputs, group_inputs = conv.weight.shape[:2]
-    read = math.prod(min(k, s) for k, s in zip(conv.kernel_size, conv.stride, strict=True))
-    positions = math.prod(n // s for n, s in zip(size, conv.stride, strict=True))
-    values = values[: min(outputs, group_inputs * conv.groups * read) * positions]
+    values = isometric_side(conv.weight, size, conv.stride, conv.groups)
     low, median, high = values[-1].item(), values.median().item(), values[0].item()
     return {
         "sigma_min": low,

@@ -1,6 +1,6 @@
 """Isometric layers and the mathematics of isometric convolutions. Needs nothing but torch."""
 
-from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square
+from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square, use_triton_srelu
 from .initialization import centre_, delta_init_, orthogonal_init_
 from .model import delta_init_model_, find_convolutions
 from .orthogonality import (
@@ -36,5 +36,6 @@ __all__ = [
     "patch_moments",
     "srelu_gain",
     "srelu_mean_square",
+    "use_triton_srelu",
     "whiten_",
 ]

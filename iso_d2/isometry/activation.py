@@ -6,9 +6,34 @@ backward, not two operations and two tensors. It also does the sum of a residual
 """
 
 import math
+import os
 
 import torch
 from torch import nn
+
+# Whether CUDA tensors take the Triton kernels
+_triton = os.environ.get("ISO_D2_TRITON_SRELU") == "1"
+
+
+def use_triton_srelu(enabled=True):
+    """Switch SReLU's Triton kernels on or off in this process; off is the default.
+
+    On CUDA they are one kernel forward, with the residual sum, and one kernel and a sum backward. The values
+    are the same; the thresholds' gradient may differ in rounding. Nothing changes for other devices, layouts
+    and dtypes, under torch.compile and tracing, and in second derivatives.
+
+    ISO_D2_TRITON_SRELU=1 in the environment switches them on from the start, in every process of a training.
+
+    Args:
+        enabled (bool): False switches them off.
+
+    Raises:
+        ImportError: they are to be on, and there is no triton.
+    """
+    global _triton
+    if enabled:
+        from . import _srelu_kernels  # noqa: F401, the error comes here and not in the first step
+    _triton = bool(enabled)
 
 
 def srelu_mean_square(threshold, mean_square=1.0):
@@ -113,9 +138,10 @@ class SReLU(nn.Module):
             x, residual = x.to(dtype), residual.to(dtype)
         # never overwrite a view: the layer before returns one if it has a backward hook
         inplace = self.inplace and not x._is_view()
-        if torch.is_grad_enabled():
-            return _ShiftedReLU.apply(x, residual, self.threshold, inplace)
-        return _shifted_relu(x, residual, self.threshold, inplace)
+        kernels = _kernels(x, residual, self.threshold) if _triton else None
+        if kernels or torch.is_grad_enabled():
+            return _ShiftedReLU.apply(x, residual, self.threshold, inplace, kernels)
+        return _shifted_relu(x, residual, self.threshold.to(x.dtype), inplace)
 
     def extra_repr(self):
         learnable = self.threshold.requires_grad
@@ -146,6 +172,19 @@ class SharedScale(nn.Module):
         return x * (self.scale if self.scale.dim() == 0 else _broadcast(self.scale, x))
 
 
+def _kernels(x, residual, threshold):
+    """The Triton kernels if they can take these tensors, else None."""
+    tensors = (x, threshold) if residual is None else (x, threshold, residual)
+    # TRITON_INTERPRET=1 is how Triton runs kernels without a GPU
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    if any(type(t) not in (torch.Tensor, nn.Parameter) or t.device != x.device for t in tensors):
+        return None
+    from . import _srelu_kernels
+
+    return _srelu_kernels if _srelu_kernels.takes(x) else None
+
+
 def _shifted_relu(x, residual, threshold, inplace):
     """max(x + residual, b), in x itself or in one new tensor."""
     bound = _broadcast(threshold, x)
@@ -157,25 +196,34 @@ def _shifted_relu(x, residual, threshold, inplace):
 
 class _ShiftedReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, threshold, inplace):
-        y = _shifted_relu(x, residual, threshold, inplace)
+    def forward(ctx, x, residual, threshold, inplace, kernels):
+        if kernels:
+            y = kernels.forward(x, residual, threshold, inplace)
+        else:
+            threshold = threshold.to(x.dtype)
+            y = _shifted_relu(x, residual, threshold, inplace)
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y, threshold)
+        ctx.kernels = kernels
         return y
 
     @staticmethod
     def backward(ctx, grad):
         y, threshold = ctx.saved_tensors
-        # y > b where y - b > 0; ReLU's backward is one vectorised pass, while comparing and selecting is
-        # several times slower on a CPU
-        passed = torch.ops.aten.threshold_backward(grad, y - _broadcast(threshold, y), 0)
-        grad_threshold = None
-        if ctx.needs_input_grad[2]:
-            # the rest of the gradient goes to the threshold
-            grad_threshold = (_sum_by_channel(grad) - _sum_by_channel(passed)).to(threshold.dtype)
+        # gradients are enabled for a second derivative, which the kernels do not have
+        if ctx.kernels and not torch.is_grad_enabled():
+            passed, grad_threshold = ctx.kernels.backward(grad, y, threshold, ctx.needs_input_grad[2])
+        else:
+            # y > b where y - b > 0; ReLU's backward is one vectorised pass, while comparing and selecting is
+            # several times slower on a CPU
+            passed = torch.ops.aten.threshold_backward(grad, y - _broadcast(threshold, y), 0)
+            grad_threshold = None
+            if ctx.needs_input_grad[2]:
+                # the rest of the gradient goes to the threshold
+                grad_threshold = _sum_by_channel(grad) - _sum_by_channel(passed)
         grad_x, grad_residual = (passed if needed else None for needed in ctx.needs_input_grad[:2])
-        return grad_x, grad_residual, grad_threshold, None
+        return grad_x, grad_residual, grad_threshold, None, None
 
 
 def _sum_by_channel(x):

@@ -44,25 +44,34 @@ def conv_singular_values(weight, input_size, stride=1, groups=1):
     return torch.cat([values.flatten(), mirrored.flatten()]).sort(descending=True).values
 
 
-def isometry_error(weight, input_size, stride=1, groups=1):
-    """How far the convolution is from an isometry: max |sigma - 1|.
+def isometric_side(weight, input_size, stride=1, groups=1):
+    """The singular values of the side that can be an isometry.
 
-    Only the side that can be an isometry counts: for each output position the min(M, E) largest values, of
-    its M outputs and the E = C min(kh, sh) min(kw, sw) inputs that are its own. Pixels that a stride larger
-    than the kernel skips (three of four at 1x1, stride 2) have a singular value 0 for any weight, and do not
-    count.
+    For each output position the min(M, E) largest, of its M outputs and the E = C min(kh, sh) min(kw, sw)
+    inputs that are its own. Pixels that a stride larger than the kernel skips (three of four at 1x1, stride
+    2) have a singular value 0 for any weight, and are left out.
 
-    Args: as for `conv_singular_values`.
+    Args, Raises: as for `conv_singular_values`.
 
     Returns:
-        Tensor: 0-dim; 0 where the operator, or its adjoint, preserves every norm.
-
-    Raises:
-        ValueError: as for `conv_singular_values`.
+        Tensor: (min(M, E) * H/s * W/s,), descending, without gradient.
     """
     values = conv_singular_values(weight, input_size, stride, groups)
     size, stride = per_axis("input_size", input_size, 2), per_axis("stride", stride, 2)
     in_channels = weight.shape[1] * groups
     pixels_read = in_channels * math.prod(min(k, s) for k, s in zip(weight.shape[2:], stride, strict=True))
     positions = math.prod(n // s for n, s in zip(size, stride, strict=True))
-    return (values[: min(weight.shape[0], pixels_read) * positions] - 1).abs().max()
+    return values[: min(weight.shape[0], pixels_read) * positions]
+
+
+def isometry_error(weight, input_size, stride=1, groups=1):
+    """How far the convolution is from an isometry: max |sigma - 1| over the side that can be one.
+
+    Pixels that a stride larger than the kernel skips do not count, see `isometric_side`.
+
+    Args, Raises: as for `conv_singular_values`.
+
+    Returns:
+        Tensor: 0-dim; 0 where the operator, or its adjoint, preserves every norm.
+    """
+    return (isometric_side(weight, input_size, stride, groups) - 1).abs().max()

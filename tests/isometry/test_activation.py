@@ -1,10 +1,13 @@
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from iso_d2.isometry import SharedScale, SReLU, srelu_gain, srelu_mean_square
+import iso_d2.isometry
+from iso_d2.isometry import SharedScale, SReLU, srelu_gain, srelu_mean_square, use_triton_srelu
 
 
 def test_srelu_is_relu_shifted_by_the_threshold_of_each_channel():
@@ -108,6 +111,30 @@ def test_srelu_in_bfloat16_sums_its_gradient_in_float32():
     assert x.grad.dtype == torch.bfloat16
     # bfloat16 has no 9999 to add to 10000; the nearest is 9984
     assert srelu.threshold.grad.item() == 10000
+
+
+def test_srelu_casts_its_thresholds_once_a_step():
+    casts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default:
+                casts.append(tuple(args[0].shape))
+            return function(*args, **kwargs or {})
+
+    x = torch.randn(2, 4, 3, dtype=torch.bfloat16, requires_grad=True)
+    srelu = SReLU(4)
+    with Watch():
+        srelu(x * 1, x).sum().backward()
+    assert casts == [(4,)]
+
+
+def test_triton_missing_is_said_where_it_is_switched_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "iso_d2.isometry._srelu_kernels", raising=False)
+    monkeypatch.delattr(iso_d2.isometry, "_srelu_kernels", raising=False)
+    with pytest.raises(ImportError, match=r"kernels of SReLU need triton.*leave the kernels off"):
+        use_triton_srelu()
 
 
 def test_srelu_frozen_threshold():

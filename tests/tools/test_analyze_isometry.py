@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -110,3 +111,17 @@ def test_jacobian_may_be_left_out(tool, image, tmp_path):
     assert json.loads((output / "isometry.json").read_text())["models"][RISONET.stem]["jacobian"] == []
     with pytest.raises(SystemExit, match="0 or more images, got -1"):
         tool.main(["--jacobian-images", "-1", *small(RISONET, images=image, output=output)])
+
+
+def test_a_named_data_set_is_of_the_split_of_the_first_model(tool, tmp_path, monkeypatch):
+    asked = []
+
+    def get(name):
+        asked.append(name)
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(DatasetCatalog, "get", get)
+    opts = ["DATASETS.LGG_SPLIT", "fold", "DATASETS.LGG_FOLD", 1, "DATASETS.LGG_FOLDS", 3]
+    with pytest.raises(SystemExit, match="lgg_fold1of3_val"):
+        tool.main(small(RISONET, images="lgg_val", output=tmp_path / "out", opts=opts))
+    assert asked == ["lgg_fold1of3_val"]
