@@ -144,6 +144,14 @@ class IsoBlock(CNNBlockBase):
         x = self.scale(last(x)) if self.scale.scale.dim() == 0 else last(self.scale(x))
         return self.srelu(x, shortcut)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.residual and self.scale is None and prefix + "scale.scale" in state_dict:
+            raise ValueError(
+                f"{prefix}scale.scale of the state dict has no place: fold_scales_ has multiplied the scales "
+                "of this model into its weights. Load the state dict into a new model, then fold that"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class IsoStage(nn.Sequential):
     """Blocks one after the other; when `checkpointed`, training keeps only their input.
@@ -182,6 +190,8 @@ def make_iso_stage(
     """
     if scale_init is None:
         scale_init = signal.residual_scale(sum(layout.blocks))
+    if isinstance(scale_init, str):
+        raise ValueError(f"scale_init (MODEL.ISONET.SCALE_INIT) must be a number or None, got {scale_init!r}")
     inputs, outputs = (layout.stem_channels, *layout.channels)[index : index + 2]
     neck = outputs // 4 if layout.bottleneck else None
     shapes = [(inputs, outputs, 2 if index > 0 and dilation == 1 else 1)]
