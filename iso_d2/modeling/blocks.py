@@ -46,8 +46,7 @@ class Stem(CNNBlockBase):
             self.conv.reset_parameters()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
         self.whiten = whiten
-        for parameter in self.conv.parameters():
-            parameter.requires_grad_(not whiten)
+        self.conv.requires_grad_(not whiten)
         self.srelu = signal.srelu(out_channels)
 
     def forward(self, x):
@@ -121,9 +120,8 @@ class IsoBlock(CNNBlockBase):
                 branch[f"srelu{i}"] = signal.srelu(conv.out_channels)
         self.branch = nn.Sequential(branch)
         self.residual = residual
-        self.scale = None
-        if residual:
-            self.scale = SharedScale(scale_init, convs[-1].in_channels if channel_scales else None)
+        scales = convs[-1].in_channels if channel_scales else None
+        self.scale = SharedScale(scale_init, scales) if residual else None
         projects = residual and (in_channels != out_channels or stride != 1)
         self.shortcut = signal.conv(in_channels, out_channels, 1, stride) if projects else None
         # overwrites the branch's output, never the shortcut, which may be the input of the block
