@@ -10,11 +10,15 @@ from detectron2.config import CfgNode, get_cfg
 
 from iso_d2 import config
 from iso_d2.evaluation import SegmentationEvaluator
-from iso_d2.modeling import ISONet, UNet
+from iso_d2.modeling import ISONet, UNet, UNetSegmentor
 
 SOURCES = Path(config.__file__).parent
-# Nodes of which each key is an argument of the same name
-ARGUMENTS = {"MODEL.ISONET": ISONet, "MODEL.UNET": UNet, "TEST.SEGMENTATION": SegmentationEvaluator}
+# Nodes whose keys are arguments of the same name
+ARGUMENTS = {
+    "MODEL.ISONET": [ISONet],
+    "MODEL.UNET": [UNet, UNetSegmentor.__init__.__wrapped__],
+    "TEST.SEGMENTATION": [SegmentationEvaluator],
+}
 
 
 def keys(node, prefix=""):
@@ -97,8 +101,8 @@ def test_every_key_is_read(added):
 
     def is_read(key):
         node, _, name = key.rpartition(".")
-        takes = inspect.signature(ARGUMENTS[node]).parameters if node in ARGUMENTS else ()
-        return name in names or name.lower() in takes
+        takes = (inspect.signature(taker).parameters for taker in ARGUMENTS.get(node, ()))
+        return name in names or any(name.lower() in parameters for parameters in takes)
 
     assert [key for key in added if not is_read(key)] == []
     assert not is_read("MODEL.UNET.NO_SUCH_KEY")

@@ -4,6 +4,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
 
 from iso_d2.config import add_iso_config
 from iso_d2.modeling import ISONet
@@ -49,7 +50,8 @@ def test_losses_reach_res5():
     images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
     proposal = Instances((64, 64), proposal_boxes=boxes, objectness_logits=torch.ones(1))
     target = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([2]))
-    _, losses = heads(images, {"res4": torch.randn(1, 256, 4, 4)}, [proposal], [target])
+    with EventStorage():
+        _, losses = heads(images, {"res4": torch.randn(1, 256, 4, 4)}, [proposal], [target])
     assert sorted(losses) == ["loss_box_reg", "loss_cls"]
     sum(losses.values()).backward()
     assert all(block.branch.conv1.weight.grad is not None for block in heads.res5)
