@@ -96,14 +96,16 @@ def _iso_config():
     cfg.MODEL.UNET.METRIC = False
     # With SIGNAL "scaled": gains also restore what max(z, SRELU_INIT) takes from a standard normal z
     cfg.MODEL.UNET.SRELU_GAIN = False
+    # Channels of the image
     cfg.MODEL.UNET.IN_CHANNELS = 3
     # 1: a foreground probability by a sigmoid; more: softmax over the classes, 0 the background
     cfg.MODEL.UNET.NUM_CLASSES = 1
     # "transposed" convolutions of UP_KERNEL (2 or 6) in the decoder, or "nearest" upsampling and a 3x3 one
     cfg.MODEL.UNET.UP = "transposed"
     cfg.MODEL.UNET.UP_KERNEL = 2
-    # Start of the SReLU thresholds b in max(x, b), and whether they are learned (the report fixes them)
+    # Start of the SReLU thresholds b in max(x, b)
     cfg.MODEL.UNET.SRELU_INIT = -1.0
+    # Whether the thresholds are learned (the report fixes them)
     cfg.MODEL.UNET.SRELU_LEARNABLE = False
     # "dice" (the report), "iou", "bce", "dice_bce"; with more than one class "dice", "iou", "cross_entropy"
     cfg.MODEL.UNET.LOSS = "dice"
@@ -194,7 +196,7 @@ def _iso_config():
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
     cfg.INPUT.MAPPER = "albumentations"
     cfg.INPUT.ALBUMENTATIONS = CN()
-    # Lists of [transform name in Albumentations, keyword arguments], applied in order
+    # TRAIN and TEST: lists of [transform name in Albumentations, keyword arguments], applied in order
     cfg.INPUT.ALBUMENTATIONS.TRAIN = [
         ["Resize", {"height": 512, "width": 512}],
         ["HorizontalFlip", {"p": 0.5}],

@@ -68,14 +68,12 @@ def describe(result):
 
 def layer_table(layers):
     """What :func:`measure_convolutions` gives, a row for each convolution: str."""
+    measures = "sigma_min", "sigma_median", "sigma_max", "isometry_error", "gram_paper", "gram_exact"
     rows = [
         [
             name + ("*" if layer["centred"] else ""),
-            "x".join(map(str, layer["shape"])),
-            "x".join(map(str, layer["stride"])),
-            "x".join(map(str, layer["grid"])),
-            *(layer[f"sigma_{which}"] for which in ("min", "median", "max")),
-            *(layer[key] for key in ("isometry_error", "gram_paper", "gram_exact")),
+            *("x".join(map(str, layer[key])) for key in ("shape", "stride", "grid")),
+            *(layer[key] for key in measures),
         ]
         for name, layer in layers.items()
     ]
@@ -109,11 +107,7 @@ def jacobian_table(results):
     quantiles of these: str."""
     rows = [
         [
-            label,
-            i,
-            start,
-            f"{found['rows']}x{found['columns']}",
-            found["method"],
+            *(label, i, start, f"{found['rows']}x{found['columns']}", found["method"]),
             *(found[key] for key in ("share", "max", "q95", "median", "q05")),
         ]
         for label, result in results.items()

@@ -29,7 +29,8 @@ def whiten_stems_(model, batches, images=512):
 
     Source: :func:`iso_d2.isometry.whiten_`.
     """
-    for stem in [module for module in model.modules() if isinstance(module, Stem) and module.whiten]:
+    stems = {name: m for name, m in model.named_modules() if isinstance(m, Stem) and m.whiten}
+    for name, stem in stems.items():
         if stem.is_set:
             logger.info("The stem is as it was loaded, and not trained (MODEL.ISONET.WHITEN False trains it)")
             continue
@@ -37,7 +38,9 @@ def whiten_stems_(model, batches, images=512):
         conv = stem.conv
         moments, count = _moments(model, stem, batches, images)
         with torch.no_grad():
-            whiten_(conv.weight, moments, generator=torch.Generator().manual_seed(0)).mul_(conv.gain)
+            generator = torch.Generator().manual_seed(0)
+            layer = f"{name}.conv".removeprefix(".")
+            whiten_(conv.weight, moments, generator=generator, layer=layer).mul_(conv.gain)
             conv.gain = 1.0
             if comm.get_world_size() > 1:  # components have no sign of their own
                 distributed.broadcast(conv.weight, 0)

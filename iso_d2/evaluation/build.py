@@ -39,15 +39,7 @@ DRAWING = ("classification", "medical_segmentation")
 
 
 def read_labels(path, dtype):
-    """Read a label image; Detectron2's own function for it fails with NumPy 2.
-
-    Args:
-        path (str): of an image with one channel.
-        dtype: of the array.
-
-    Returns:
-        ndarray: (H, W).
-    """
+    """A label image of one channel as an array (H, W); Detectron2's own function fails with NumPy 2."""
     with Image.open(path) as image:
         return np.array(image, dtype)
 

@@ -80,35 +80,32 @@ class SegmentationEvaluator(DatasetEvaluator):
 
     def process(self, inputs, outputs):
         for image, output in zip(inputs, outputs, strict=True):
-            self._process(image, output)
+            probabilities = _foreground(output["probabilities"], image, "probabilities")
+            label = image["sem_seg"].cpu().numpy() > 0
+            original = _foreground(output["sem_seg"], image, "sem_seg")
+            truth = read_mask(image["mask_file_name"])
+            _check_size(probabilities, label, f"the probabilities of {image['file_name']}", "its label")
+            _check_size(original, truth, f"the sem_seg of {image['file_name']}", image["mask_file_name"])
 
-    def _process(self, image, output):
-        probabilities = _foreground(output["probabilities"], image, "probabilities")
-        label = image["sem_seg"].cpu().numpy() > 0
-        original = _foreground(output["sem_seg"], image, "sem_seg")
-        truth = read_mask(image["mask_file_name"])
-        _check_size(probabilities, label, f"the probabilities of {image['file_name']}", "its label")
-        _check_size(original, truth, f"the sem_seg of {image['file_name']}", image["mask_file_name"])
-
-        prediction = original >= self.threshold
-        overlap = Overlap.of(prediction, truth)
-        self._slices[image["image_id"]] = record = {
-            **{key: image[key] for key in ("image_id", "patient", "slice")},
-            "dice_loss": soft_dice_loss(probabilities, label, self.smooth),
-            "soft_iou": soft_iou(probabilities, label, self.smooth),
-            "overlap": overlap,
-        }
-        if self.largest_component:
-            record["masks"] = np.packbits([prediction, truth], axis=None), truth.shape
-        key = (overlap.true, overlap.predicted)
-        shown = self._shown.get(image["patient"])
-        if self.num_pictures and (shown is None or key > shown["key"]):
-            self._shown[image["patient"]] = {
-                "key": key,
-                **{name: image[name] for name in ("image_id", "file_name", "mask_file_name")},
-                "probabilities": np.rint(255 * original).astype(np.uint8),
-                "prediction": np.packbits(prediction),
+            prediction = original >= self.threshold
+            overlap = Overlap.of(prediction, truth)
+            self._slices[image["image_id"]] = record = {
+                **{key: image[key] for key in ("image_id", "patient", "slice")},
+                "dice_loss": soft_dice_loss(probabilities, label, self.smooth),
+                "soft_iou": soft_iou(probabilities, label, self.smooth),
+                "overlap": overlap,
             }
+            if self.largest_component:
+                record["masks"] = np.packbits([prediction, truth], axis=None), truth.shape
+            key = (overlap.true, overlap.predicted)
+            shown = self._shown.get(image["patient"])
+            if self.num_pictures and (shown is None or key > shown["key"]):
+                self._shown[image["patient"]] = {
+                    "key": key,
+                    **{name: image[name] for name in ("image_id", "file_name", "mask_file_name")},
+                    "probabilities": np.rint(255 * original).astype(np.uint8),
+                    "prediction": np.packbits(prediction),
+                }
 
     def evaluate(self):
         """Combine what the processes have seen.
@@ -187,8 +184,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         for index in spread_out(len(ranked), self.num_pictures):
             patient = ranked[index]
             shown = max((part[patient] for part in parts if patient in part), key=lambda s: s["key"])
-            record = slices[shown["image_id"]]
-            probabilities = shown["probabilities"]
+            record, probabilities = slices[shown["image_id"]], shown["probabilities"]
             prediction = kept.get(shown["image_id"])
             if prediction is None:
                 prediction = _unpack(shown["prediction"], probabilities.shape)
@@ -243,15 +239,13 @@ def _keep_largest_component(records):
         )
     first, last = records[0]["slice"], records[-1]["slice"]
     # A missing slice stays empty, so its two sides are not connected.
-    volume = np.zeros((last - first + 1, *shapes.pop()), bool)
-    truths = []
+    masks = np.zeros((2, last - first + 1, *shapes.pop()), bool)  # predicted ones, true ones
     for record in records:
         bits, shape = record["masks"]
-        volume[record["slice"] - first], truth = _unpack(bits, (2, *shape))
-        truths.append(truth)
-    volume = largest_component(volume)
+        masks[:, record["slice"] - first] = _unpack(bits, (2, *shape))
+    masks[0] = largest_component(masks[0])
     kept = {}
-    for record, truth in zip(records, truths, strict=True):
-        kept[record["image_id"]] = prediction = volume[record["slice"] - first]
-        record["overlap"] = Overlap.of(prediction, truth)
+    for record in records:
+        kept[record["image_id"]], truth = masks[:, record["slice"] - first]
+        record["overlap"] = Overlap.of(kept[record["image_id"]], truth)
     return kept

@@ -39,10 +39,8 @@ def draw_slice(image, truth, probabilities, prediction, caption, path):
     """Draw image, truth, predicted probability and overlay side by side into a PNG file.
 
     Args:
-        image (ndarray): uint8 RGB, (H, W, 3).
-        truth (ndarray): bool, (H, W).
+        image, truth, prediction (ndarray): as in :func:`draw_overlay`, with a truth.
         probabilities (ndarray): uint8, (H, W); 255 is the probability 1.
-        prediction (ndarray): bool, (H, W).
         caption (str): stands above.
         path (str): the file.
     """

@@ -91,7 +91,7 @@ def draw_model_input(mapped, metadata, image_format):
     Args:
         mapped (dict): a mapper's result: ``image`` (C, H, W), and ``instances`` or ``sem_seg`` if any.
         metadata (Metadata): of the data set, for class names.
-        image_format (str): channel order of the image, INPUT.FORMAT.
+        image_format (str): INPUT.FORMAT.
 
     Returns:
         ndarray: uint8 RGB, (H, W, 3).

@@ -167,6 +167,12 @@ class _ScaledConv(_Gained):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         found = {name for name in ("weight", "metric") if prefix + name in state_dict}
+        if self.metric is None and "metric" in found:
+            raise ValueError(
+                f"{prefix}metric of the state dict has no place: this model was built without metrics, or "
+                "they are folded into its weights. Load the state dict into a new model with metric=True "
+                "(METRIC True in the config), and fold that if you like"
+            )
         if self.metric is not None and found == {"weight"}:
             nn.init.ones_(self.metric)  # weights of a layer without a metric keep their function
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -185,6 +191,10 @@ class ScaledConv2d(_ScaledConv, nn.Conv2d):
     the gain as ``gain`` where it is not 1. A state dict with a weight and no gain sets it to 1, so weights
     keep the function that they were trained for.
 
+    The gain is a number of the layer, no parameter or buffer. So ``torch.func.functional_call`` raises a
+    TypeError for a state dict with a gain: give it ``dict(model.named_parameters())``. The gains are then
+    those of the model.
+
     Args:
         args, kwargs: as in ``nn.Conv2d``. A bias is not scaled.
         gain (float): the constant g = sqrt(c), usually from :func:`conv_gain`.
@@ -196,7 +206,8 @@ class ScaledConv2d(_ScaledConv, nn.Conv2d):
             :func:`~iso_d2.engine.build_optimizer`. Not in the state dict.
 
     Raises:
-        ValueError: a gain that is not a finite number above 0; a scale of the wrong length.
+        ValueError: a gain that is not a finite number above 0; a scale of the wrong length; in
+            ``load_state_dict``, a metric for a layer without one.
 
     Source: report, section 7.
     """

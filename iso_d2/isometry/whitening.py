@@ -62,7 +62,7 @@ def patch_moments(images, kernel_size, stride=1, dilation=1):
 
 
 @torch.no_grad()
-def whiten_(weight, moments, eps=0.01, generator=None):
+def whiten_(weight, moments, eps=0.01, generator=None, layer="a convolution"):
     """Set a convolution weight to whiten patches, in place.
 
     With the second moments S = U diag(l) U^T of the patches, l_1 >= l_2 >= ..., the M outputs are the first M
@@ -79,6 +79,7 @@ def whiten_(weight, moments, eps=0.01, generator=None):
         moments (Tensor): S, (E, E), such as the sum of :func:`patch_moments` divided by its count.
         eps (float): the noise level, above 0, as a share of the patches' mean square.
         generator (torch.Generator or None): for M > E; None: PyTorch's default.
+        layer (str): the convolution's name in the warning.
 
     Returns:
         Tensor: `weight`.
@@ -105,8 +106,9 @@ def whiten_(weight, moments, eps=0.01, generator=None):
     empty = int((values.flip(0)[: len(weight)] < 0.01 * eps * mean).sum())
     if empty and len(weight) <= size:
         logger.warning(
-            "%d of the %d whitened channels are near 0, since the images have nothing there: are they grey?",
-            *(empty, len(weight)),
+            "%d of the %d whitened channels of %s are near 0, since the images have nothing there: are they "
+            "grey?",
+            *(empty, len(weight), layer),
         )
     if len(weight) > size:
         spread = torch.empty(len(weight), size, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
-from . import backbones, cifar_resnet, classifier, roi_heads, segmentor
+from . import backbones, cifar_resnet, roi_heads
 from .blocks import IsoBlock
 from .classifier import ImageClassifier
 from .folding import fold_scales_
@@ -16,8 +16,6 @@ __all__ = [
     "UNetSegmentor",
     "backbones",
     "cifar_resnet",
-    "classifier",
     "fold_scales_",
     "roi_heads",
-    "segmentor",
 ]

@@ -52,15 +52,9 @@ def _build_isonet(cfg, input_shape, out_features):
 
 
 def without_delta(net):
-    """Initialise convolutions like Detectron2's ResNets, Kaiming normal by fan-out, in place.
+    """Initialise an ISONet or a stage of one like Detectron2's ResNets, in place, and return it.
 
-    A 7x7 stem stays as it is, since it does not start as a delta kernel anyway.
-
-    Args:
-        net (nn.Module): an ISONet or a stage of one.
-
-    Returns:
-        nn.Module: the net itself.
+    Kaiming normal by fan-out. A 7x7 stem stays as it is, since it does not start as a delta kernel anyway.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size != (7, 7):
@@ -102,15 +96,10 @@ def build_isonet_backbone(cfg, input_shape: ShapeSpec):
 
 @BACKBONE_REGISTRY.register()
 def build_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
-    """FPN over ISONet with a max-pooled p6, as Faster and Mask R-CNN take it.
+    """FPN with p2 to p5 over ISONet and a max-pooled p6, as Faster and Mask R-CNN take it.
 
-    Args:
-        cfg (CfgNode): ``MODEL.ISONET`` (without OUT_FEATURES), ``MODEL.FPN`` and
-            ``MODEL.BACKBONE.FREEZE_AT`` are read; an empty ``FPN.IN_FEATURES`` means res2 to res5.
-        input_shape (ShapeSpec): its `channels` are those of the image.
-
-    Returns:
-        FPN: p2 to p6.
+    Arguments as of :func:`build_isonet_backbone`, but ``MODEL.FPN`` is read in place of OUT_FEATURES; an
+    empty ``FPN.IN_FEATURES`` means res2 to res5.
     """
     in_features = ["res2", "res3", "res4", "res5"]
     return _build_fpn(cfg, input_shape, in_features, lambda last, channels: LastLevelMaxPool())
@@ -118,15 +107,9 @@ def build_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
-    """FPN over ISONet with p6 and p7 convolved from res5, as RetinaNet takes it.
+    """FPN with p3 to p5 over ISONet, and p6 and p7 convolved from res5, as RetinaNet takes it.
 
-    Args:
-        cfg (CfgNode): as for :func:`build_isonet_fpn_backbone`; an empty ``FPN.IN_FEATURES`` means
-            res3 to res5.
-        input_shape (ShapeSpec): its `channels` are those of the image.
-
-    Returns:
-        FPN: p3 to p7.
+    Arguments as of :func:`build_isonet_fpn_backbone`; an empty ``FPN.IN_FEATURES`` means res3 to res5.
     """
     return _build_fpn(
         cfg,

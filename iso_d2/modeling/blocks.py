@@ -46,8 +46,7 @@ class Stem(CNNBlockBase):
             self.conv.reset_parameters()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
         self.whiten = whiten
-        for parameter in self.conv.parameters():
-            parameter.requires_grad_(not whiten)
+        self.conv.requires_grad_(not whiten)
         self.srelu = signal.srelu(out_channels)
 
     def forward(self, x):
@@ -121,9 +120,8 @@ class IsoBlock(CNNBlockBase):
                 branch[f"srelu{i}"] = signal.srelu(conv.out_channels)
         self.branch = nn.Sequential(branch)
         self.residual = residual
-        self.scale = None
-        if residual:
-            self.scale = SharedScale(scale_init, convs[-1].in_channels if channel_scales else None)
+        scales = convs[-1].in_channels if channel_scales else None
+        self.scale = SharedScale(scale_init, scales) if residual else None
         projects = residual and (in_channels != out_channels or stride != 1)
         self.shortcut = signal.conv(in_channels, out_channels, 1, stride) if projects else None
         # overwrites the branch's output, never the shortcut, which may be the input of the block
@@ -143,6 +141,14 @@ class IsoBlock(CNNBlockBase):
             return self.srelu(last(x, self.scale.scale), shortcut)
         x = self.scale(last(x)) if self.scale.scale.dim() == 0 else last(self.scale(x))
         return self.srelu(x, shortcut)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.residual and self.scale is None and prefix + "scale.scale" in state_dict:
+            raise ValueError(
+                f"{prefix}scale.scale of the state dict has no place: fold_scales_ has multiplied the scales "
+                "of this model into its weights. Load the state dict into a new model, then fold that"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class IsoStage(nn.Sequential):
@@ -182,6 +188,8 @@ def make_iso_stage(
     """
     if scale_init is None:
         scale_init = signal.residual_scale(sum(layout.blocks))
+    if isinstance(scale_init, str):
+        raise ValueError(f"scale_init (MODEL.ISONET.SCALE_INIT) must be a number or None, got {scale_init!r}")
     inputs, outputs = (layout.stem_channels, *layout.channels)[index : index + 2]
     neck = outputs // 4 if layout.bottleneck else None
     shapes = [(inputs, outputs, 2 if index > 0 and dilation == 1 else 1)]

@@ -55,15 +55,14 @@ def build_cifar_resnet_backbone(cfg, input_shape):
     layout = isonet_layout(node.DEPTH, "cifar")
     stem = CifarStem(input_shape.channels, layout.stem_channels, node.NORM)
     in_channels, stages = layout.stem_channels, []
-    for i, (num_blocks, out_channels) in enumerate(zip(layout.blocks, layout.channels, strict=True)):
-        first_stride = 1 if i == 0 else 2
+    for num_blocks, out_channels in zip(layout.blocks, layout.channels, strict=True):
         widths = {"bottleneck_channels": out_channels // 4} if layout.bottleneck else {}
         stage = ResNet.make_stage(
             BottleneckBlock if layout.bottleneck else BasicBlock,
             num_blocks,
             in_channels=in_channels,
             out_channels=out_channels,
-            stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+            stride_per_block=[2 if stages else 1] + [1] * (num_blocks - 1),
             norm=node.NORM,
             **widths,
         )

@@ -14,7 +14,8 @@ def fold_scales_(model):
     """Multiply residual scales, gains and metrics into the weights of their convolutions, in place.
 
     The outputs stay the same to rounding, and nothing is multiplied at each call any more. Load the
-    checkpoint first: a folded model has no `scale`, and its weights are other ones, which are no isometries.
+    checkpoint first: a folded model has no scales and metrics, its weights are no isometries, and it refuses
+    a state dict that still has scales or metrics (a ValueError).
 
     Args:
         model (nn.Module): any model with isometric blocks or convolutions: a backbone, a UNet, a detector.

@@ -140,11 +140,8 @@ class ISONet(Backbone):
         shapes = {"stem": ShapeSpec(channels=layout.stem_channels, stride=self.stem.stride)}
         stride = self.stem.stride
         for i, name in enumerate(self.stage_names):
-            dilation = res5_dilation if name == "res5" else 1
-            checkpointed = name in checkpoint_stages
-            stage = make_iso_stage(
-                layout, i, residual, signal, scale_init, channel_scales, dilation, checkpointed
-            )
+            options = res5_dilation if name == "res5" else 1, name in checkpoint_stages
+            stage = make_iso_stage(layout, i, residual, signal, scale_init, channel_scales, *options)
             self.add_module(name, stage)
             stride *= stage[0].stride
             shapes[name] = ShapeSpec(channels=layout.channels[i], stride=stride)
@@ -193,7 +190,7 @@ class ISONet(Backbone):
         """
         outputs = {}
         for name in ["stem", *self.stage_names]:
-            x = outputs[name] = getattr(self, name)(x)
+            outputs[name] = x = getattr(self, name)(x)
         if "linear" in self._out_features:
             outputs["linear"] = self.linear(self.dropout(self.avgpool(x).flatten(1)))
         return {name: outputs[name] for name in self._out_features}
@@ -208,8 +205,6 @@ class ISONet(Backbone):
         Returns:
             ISONet: the net itself.
         """
-        for level, name in enumerate(["stem", *self.stage_names], start=1):
-            if level <= freeze_at:
-                for parameter in getattr(self, name).parameters():
-                    parameter.requires_grad = False
+        for name in ["stem", *self.stage_names][: max(0, freeze_at)]:
+            getattr(self, name).requires_grad_(False)
         return self

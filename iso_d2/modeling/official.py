@@ -97,12 +97,13 @@ def to_isonet(checkpoint):
     with torch.device("meta"):
         net = ISONet(variant.depth, variant.residual, stem=variant.stem, num_classes=variant.num_classes)
     places = {_authors_name(name): (name, tensor) for name, tensor in net.state_dict().items()}
+    shapes = {name: _authors_shape(*place) for name, place in places.items()}
     wrong = [f"{name} is missing" for name in places if name not in state]
     wrong += [f"{name} has no place" for name in state if name not in places]
     wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, not {_authors_shape(*places[name])}"
-        for name in places
-        if name in state and state[name].shape != _authors_shape(*places[name])
+        f"{name} has shape {tuple(state[name].shape)}, not {shape}"
+        for name, shape in shapes.items()
+        if name in state and state[name].shape != shape
     ]
     if wrong:
         raise ValueError(f"The checkpoint does not fit {variant}: {'; '.join(wrong)}")
@@ -191,12 +192,10 @@ def _authors_name(name):
     """The authors' name of one of our parameters; None if they have none."""
     for pattern, theirs in AUTHORS_NAMES.items():
         if match := re.fullmatch(pattern, name):
-            groups = match.groups()
-            if theirs.startswith("s{"):
-                stage, block, *conv = map(int, groups)
-                letter = "abc"[conv[0] - 1] if conv else ""
-                return theirs.format(stage=stage - 1, block=block + 1, letter=letter)
-            return theirs.format(*groups)
+            if len(match.groups()) < 2:
+                return theirs.format(*match.groups())
+            stage, block, *conv = map(int, match.groups())
+            return theirs.format(stage=stage - 1, block=block + 1, letter="abc"[conv[0] - 1] if conv else "")
     return None
 
 

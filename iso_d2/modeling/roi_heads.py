@@ -34,8 +34,7 @@ class ISORes5ROIHeads(Res5ROIHeads):
             )
         keys = ("METRIC", "SRELU_GAIN", "CENTRED", "SRELU_INIT", "SRELU_LEARNABLE")
         signal = Signal(node.SIGNAL, node.INIT, **{key.lower(): node[key] for key in keys})
+        scales = node.SCALE_INIT, node.CHANNEL_SCALES
         checkpointed = "res5" in node.CHECKPOINT_STAGES
-        stage = make_iso_stage(
-            layout, 3, node.RESIDUAL, signal, node.SCALE_INIT, node.CHANNEL_SCALES, checkpointed=checkpointed
-        )
+        stage = make_iso_stage(layout, 3, node.RESIDUAL, signal, *scales, checkpointed=checkpointed)
         return stage if node.DELTA_INIT else without_delta(stage), layout.channels[-1]

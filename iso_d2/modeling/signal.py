@@ -90,7 +90,7 @@ class Signal:
 
     def srelu(self, channels):
         """SReLU: in place, since it follows a convolution."""
-        return SReLU(channels, init=self.srelu_init, learnable=self.srelu_learnable, inplace=True)
+        return SReLU(channels, self.srelu_init, self.srelu_learnable, inplace=True)
 
     def conv(self, in_channels, out_channels, kernel_size, stride=1, dilation=1, reads_srelu=True):
         """A convolution without bias that keeps the size at stride 1.
@@ -102,16 +102,8 @@ class Signal:
         Returns:
             ScaledConv2d
         """
-        conv = ScaledConv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=dilation * (kernel_size - 1) // 2,
-            dilation=dilation,
-            bias=False,
-            metric=self.metric,
-        )
+        geometry = kernel_size, stride, dilation * (kernel_size - 1) // 2, dilation
+        conv = ScaledConv2d(in_channels, out_channels, *geometry, bias=False, metric=self.metric)
         self._set_up(conv, reads_srelu)
         if self.centred and reads_srelu and kernel_size > 1:
             centre_(conv.weight)

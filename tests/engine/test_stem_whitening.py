@@ -52,6 +52,13 @@ def test_the_stem_whitens_what_the_model_makes_of_the_images(log):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_grey_images_leave_channels_of_a_named_layer_empty(log):
+    """Three equal channels of 3x3 patches have 9 components for the 16 channels."""
+    model = engine_toys.ToyModel(tiny_net(whiten=True))
+    start(model, ([{"image": x["image"][:1].expand(3, -1, -1)} for x in batch] for batch in batches()))
+    assert "7 of the 16 whitened channels of backbone.stem.conv are near 0" in log.text
+
+
 def test_what_is_loaded_stays(log):
     model = engine_toys.ToyModel(tiny_net(whiten=True))
     loaded = tiny_net(whiten=False).state_dict()

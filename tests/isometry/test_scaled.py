@@ -195,6 +195,15 @@ def test_a_gain_reaches_a_layer_whose_weight_is_parametrized():
     assert target.gain == 2
 
 
+def test_a_functional_call_takes_parameters_and_no_gains():
+    conv = nn.Sequential(ScaledConv2d(3, 6, 3, gain=1.25))
+    x = torch.randn(1, 3, 5, 5)
+    doubled = {name: 2 * parameter for name, parameter in conv.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(conv, doubled, (x,)), 2 * conv(x))
+    with pytest.raises(TypeError, match=r"`gain`: 1\.25 is not an instance of"):
+        torch.func.functional_call(conv, conv.state_dict(), (x,))
+
+
 def test_an_output_size_can_be_asked_for():
     conv = ScaledConvTranspose2d(3, 2, 3, stride=2, padding=1, bias=False)
     plain = unscaled(conv).float()

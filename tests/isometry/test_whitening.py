@@ -88,7 +88,7 @@ def test_channels_that_grey_images_leave_empty_are_counted(log):
     images = smooth_images(30, 1, 12, 12).expand(-1, 3, -1, -1)
     moments, count = patch_moments(images, 3)
     weight = whiten_(torch.empty(16, 3, 3, 3, dtype=torch.float64), moments / count)
-    assert "7 of the 16 whitened channels are near 0" in log.text
+    assert "7 of the 16 whitened channels of a convolution are near 0" in log.text
     outputs = F.conv2d(images, weight).square().mean((0, 2, 3))
     assert (outputs < 0.01).tolist() == [False] * 9 + [True] * 7
     log.clear()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone, build_roi_heads
+from detectron2.modeling import build_backbone
 
 from iso_d2.config import add_iso_config
 from iso_d2.modeling import IsoBlock, ISONet
@@ -52,18 +52,6 @@ def test_another_project_needs_the_import_and_the_name_only(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout.split("\n")[-2] == "ISONet ['p2', 'p3', 'p4', 'p5', 'p6']"
     assert "FREEZE_AT is 2 while MODEL.WEIGHTS is empty" in run.stderr
-
-
-def test_c4_checkpoints_the_res5_of_its_head():
-    cfg = make_cfg(CHECKPOINT_STAGES=["res3", "res5"])
-    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
-    backbone = build(cfg, "build_isonet_backbone")
-    head = build_roi_heads(cfg, backbone.output_shape())
-    assert [backbone.res2.checkpointed, backbone.res3.checkpointed] == [False, True]
-    assert head.res5.checkpointed
-    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
-    with pytest.raises(ValueError, match="checkpoint_stages must be some of res2, res3, res4, which"):
-        build(cfg, "build_isonet_backbone")
 
 
 @pytest.mark.parametrize(
@@ -122,24 +110,6 @@ def test_unknown_feature_in_the_config_is_named():
         build(make_cfg(OUT_FEATURES=["res7"]), "build_isonet_backbone")
 
 
-def test_c4_heads_hold_res5_of_isonet_blocks():
-    cfg = make_cfg(DEPTH=50)
-    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
-    heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=1024, stride=16)})
-    whole = ISONet(50, True, out_features=["res5"]).res5.state_dict()
-    assert {k: v.shape for k, v in heads.res5.state_dict().items()} == {k: v.shape for k, v in whole.items()}
-    assert heads.res5(torch.randn(2, 1024, 14, 14)).shape == (2, 2048, 7, 7)
-
-
-def test_c4_heads_have_the_backbone_s_initialisation():
-    """Kaiming normal by fan-out, variance 2 / (9 * 512), where delta initialisation is off."""
-    cfg = make_cfg(DELTA_INIT=False)
-    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
-    heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
-    variances = [block.branch.conv2.weight.var().item() for block in heads.res5]
-    assert variances == pytest.approx([2 / (9 * 512)] * 2, rel=0.02)
-
-
 @pytest.mark.parametrize("key", ["WHITEN", "CENTRED"])
 def test_a_switch_is_a_bool_or_none(key):
     message = rf"{key.lower()} \(MODEL\.ISONET\.{key}\) must be True, False or None, got 'no'"
@@ -147,15 +117,6 @@ def test_a_switch_is_a_bool_or_none(key):
         build(make_cfg(**{key: "no"}), "build_isonet_backbone")
 
 
-def test_c4_heads_refuse_dilation():
-    cfg = make_cfg(RES5_DILATION=2)
-    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
-    with pytest.raises(ValueError, match=r"set MODEL\.ISONET\.RES5_DILATION 1, got 2"):
-        build_roi_heads(cfg, {"res4": ShapeSpec(channels=256, stride=16)})
-
-
-def test_c4_heads_refuse_a_net_without_res5():
-    cfg = make_cfg(DEPTH=20, STEM="cifar")
-    cfg.MODEL.ROI_HEADS.NAME = "ISORes5ROIHeads"
-    with pytest.raises(ValueError, match=r"DEPTH 20, which ends at res4"):
-        build_roi_heads(cfg, {"res4": ShapeSpec(channels=64, stride=4)})
+def test_a_scale_init_that_is_no_number_is_named():
+    with pytest.raises(ValueError, match=r"MODEL\.ISONET\.SCALE_INIT\) must be a number or None, got 'none'"):
+        build(make_cfg(SCALE_INIT="none"), "build_isonet_backbone")

@@ -1,3 +1,5 @@
+import functools
+
 import detectron2.layers
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from iso_d2.modeling import IsoBlock, ISONet, fold_scales_
+from iso_d2.modeling import IsoBlock, ISONet, UNet, fold_scales_
 
 
 def two_blocks():
@@ -101,3 +103,29 @@ def test_the_fold_leaves_isonet_alone():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     fold_scales_(net)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ISONet(8, True, stem="cifar"), r"res2\.0\.scale\.scale of the state dict has no place"),
+        (lambda: UNet(base_channels=2, depth=2, metric=True), r"encoder\.0\.conv1\.metric of the state dict"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_folded_net_refuses_weights_that_are_not_folded(make, message, strict):
+    folded, unfolded = fold_scales_(make()), make().state_dict()
+    with pytest.raises(ValueError, match=message + ".* new model"):
+        folded.load_state_dict(unfolded, strict=strict)
+
+
+def test_a_folded_net_takes_gains_and_folded_weights():
+    make = functools.partial(ISONet, 8, False, stem="cifar", signal="scaled", whiten=False)
+    x = torch.randn(1, 3, 8, 8)
+    net, other = make(), make()
+    expected = net(x)["res4"]
+    folded = fold_scales_(make())
+    folded.load_state_dict(net.state_dict())
+    torch.testing.assert_close(folded(x)["res4"], expected)
+    other.load_state_dict(fold_scales_(net).state_dict())
+    torch.testing.assert_close(other(x)["res4"], expected, rtol=1e-5, atol=1e-6)
