@@ -106,6 +106,6 @@ def _describe(incompatible):
     return " ".join(f"{len(keys)} {what}{_first(keys)}." for what, keys in parts.items())
 
 
-def _first(keys, shown=6):
-    more = ", ..." if len(keys) > shown else ""
-    return f": {', '.join(keys[:shown])}{more}" if keys else ""
+def _first(keys):
+    more = ", ..." if len(keys) > 6 else ""
+    return f": {', '.join(keys[:6])}{more}" if keys else ""

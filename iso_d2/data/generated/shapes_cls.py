@@ -31,10 +31,10 @@ def _polygon(corners, radius=1.0, turn=0.0):
     return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
 
 
-def _box(right, bottom, left=None, top=None):
-    """A rectangle, by default about the origin."""
-    left, top = -right if left is None else left, -bottom if top is None else top
-    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+def _box(right, bottom, top=None):
+    """A rectangle with the origin in its middle, or, with another `top`, on its vertical axis."""
+    top = -bottom if top is None else top
+    return np.array([(-right, top), (right, top), (right, bottom), (-right, bottom)])
 
 
 _BARS = [_box(0.9, y + 0.17, top=y - 0.17) for y in (-0.68, 0.0, 0.68)]
