@@ -1,7 +1,6 @@
 """Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
 
 import io
-import math
 import statistics
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .experiment import SCALES, TABLES
-from .record import records_of, task_loss, value_of
+from .record import records_of, scores, task_loss
 from .run import IMAGES
 from .samples import SAMPLES
 
@@ -97,10 +96,7 @@ def by_batch(table, records, scale):
     lines = {}
     for experiment in table.experiments:
         group = records_of(experiment, scale, records)
-        values = [value_of(record, table.curve) for record in group]
-        # a training that diverged has learned nothing, and one that finds nothing has an AP of NaN
-        values = [0.0 if value is None or math.isnan(value) else value for value in values]
-        if values:
+        if values := scores(group, table.curve):
             lines.setdefault(experiment.net, []).append((group[0]["batch"], values))
     if not lines:
         return None

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import statistics
@@ -146,6 +147,16 @@ def value_of(record, metric):
     if metric.dataset:
         return record["final"].get(metric.dataset, {}).get(metric.name)
     return task_loss(record["curve"][-1]) if record["curve"] else None
+
+
+def scores(records, metric, nothing=0.0):
+    """tuple[float]: a metric of the seeds of an experiment, to be compared.
+
+    Of a training that diverged, and of one whose metric is not a number (the AP of a detector that finds
+    nothing), it is `nothing`. Records that do not have the metric are left out.
+    """
+    found = [nothing if record["diverged_at"] is not None else value_of(record, metric) for record in records]
+    return tuple(nothing if math.isnan(value) else value for value in found if value is not None)
 
 
 def mean_text(values, metric):

@@ -92,32 +92,31 @@ class Runner:
 
     def _choose(self):
         """list[Run]: those to be carried out."""
-        waiting = []
-        starts = {run.experiment.name for run in self.runs}
+        waiting, names = [], {run.experiment.name for run in self.runs}
         for run in self.runs:
-            if self._is_done(run):
+            recorded = run.record_file.is_file() and not isinstance(run.setting, str)
+            outdated = run.outdated() if recorded and not self.force else ""
+            if outdated:
+                self.say(f"{run.name}: {outdated}: it is run again")
+            again = self.force or outdated
+            if recorded and not again and not self._lacks_weights(run):
                 self.say(f"{run.name}: done already ({run.record_file.relative_to(run.root)})")
-            elif isinstance(run.setting, str) or (
-                run.obstacle() and run.experiment.starts_from not in starts
-            ):
-                self._skip(run)
-            else:
-                waiting.append(run)
-                if run.record_file.is_file() and (self.force or run.outdated()):
-                    _set_aside(run)
+                continue
+            reason = run.obstacle()
+            if reason and (isinstance(run.setting, str) or run.experiment.starts_from not in names):
+                self._skip(run, reason)
+                continue
+            waiting.append(run)
+            if recorded and again:
+                _set_aside(run)
         return waiting
 
-    def _is_done(self, run):
-        """Whether its record is of this configuration and whoever starts from it has its weights."""
-        if self.force or isinstance(run.setting, str) or not run.record_file.is_file():
+    def _lacks_weights(self, run):
+        """Whether others are still to start from its weights, which are not here any more."""
+        if run.experiment.table != PRETRAINING or (run.root / run.folder / BACKBONE_FILE).is_file():
             return False
-        if why := run.outdated():
-            self.say(f"{run.name}: {why}: it is run again")
-            return False
-        if run.experiment.table == PRETRAINING and not (run.root / run.folder / BACKBONE_FILE).is_file():
-            followers = [other for other in self.runs if other.experiment.starts_from == run.experiment.name]
-            return all(other.record_file.is_file() for other in followers if other.seed == run.seed)
-        return True
+        followers = [other for other in self.runs if other.experiment.starts_from == run.experiment.name]
+        return not all(other.record_file.is_file() for other in followers if other.seed == run.seed)
 
     def _next(self, waiting):
         """The first that does not start from what is still to come; None if there is none."""
@@ -127,13 +126,14 @@ class Runner:
             (run for run in waiting if (run.experiment.starts_from, run.seed) not in unfinished), None
         )
 
-    def _skip(self, run):
-        self.skipped[run.name] = run.obstacle()
-        self.say(f"{run.name}: skipped. {self.skipped[run.name]}")
+    def _skip(self, run, reason):
+        self.skipped[run.name] = reason
+        self.say(f"{run.name}: skipped. {reason}")
 
     def _start(self, run, threads, progress):
-        if run.obstacle():  # it starts from the weights of another run, which did not come
-            self._skip(run)
+        # incomplete data, or it starts from the weights of another run, which did not come
+        if reason := run.obstacle(load=True):
+            self._skip(run, reason)
             progress.ended(run)
             return
         try:

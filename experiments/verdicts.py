@@ -1,6 +1,5 @@
 """Whether the claims in tables/claims.yaml, most of them the report's, hold by what the records say."""
 
-import math
 import statistics
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from .experiment import BY_NAME, SCALES, TABLES_FOLDER, Metric
-from .record import mean_text, records_of, value_of
+from .record import mean_text, records_of, scores
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CONFIDENCE = 0.95
@@ -25,44 +24,26 @@ RULE = (
 
 @dataclass(frozen=True)
 class Claim:
-    """That one experiment comes out better than another, or hardly worse.
+    """That one experiment comes out better than another, or hardly worse."""
 
-    Args:
-        claim (str): in words.
-        experiments (list[str]): names of the one and of the other.
-        metric (Metric): by which they are compared.
-        unit (str): how its values are written, with {} in their place.
-        lower (bool): whether lower values are better.
-        learned (float): value of a network that has learned something.
-        report (str): what the report says; "" if the claim is not the report's.
-        margin (float): by how much the one may be worse.
-    """
-
-    claim: str
-    experiments: list
-    metric: Metric
-    unit: str
-    lower: bool
-    learned: float
-    report: str = ""
-    margin: float = 0.0
+    claim: str  # in words
+    experiments: list  # names of the one and of the other
+    metric: Metric  # by which they are compared
+    unit: str  # how its values are written, with {} in their place
+    lower: bool  # whether lower values are better
+    learned: float  # value of a network that has learned something
+    report: str = ""  # what the report says; "" if the claim is not the report's
+    margin: float = 0.0  # by how much the one may be worse
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a claim.
+    """What the records say of a claim."""
 
-    Args:
-        verdict (str): HOLDS, FAILS or UNDECIDED.
-        reason (str): why it is undecided.
-        scale (str): of the runs; "-" for none.
-        values (tuple): the metric of the one's seeds and of the other's.
-    """
-
-    verdict: str
-    reason: str
-    scale: str = "-"
-    values: tuple = ((), ())
+    verdict: str  # HOLDS, FAILS or UNDECIDED
+    reason: str  # why it is undecided
+    scale: str = "-"  # of the runs
+    values: tuple = ((), ())  # the metric of the one's seeds and of the other's
 
     def __str__(self):
         return f"{self.verdict} ({self.reason})" if self.reason else self.verdict
@@ -88,8 +69,10 @@ def judge(claim, records):
     Returns:
         Verdict
     """
+    nothing = 1.0 if claim.lower else 0.0
     for scale in SCALES:
-        values = tuple(_values(claim, BY_NAME[name], scale, records) for name in claim.experiments)
+        found = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
+        values = tuple(scores(group, claim.metric, nothing) for group in found)
         if all(values):
             break
     else:
@@ -110,23 +93,14 @@ def judge(claim, records):
 
 
 def interval(one, other):
-    """Confidence interval of a difference between two means, without assuming equal variances (Welch).
+    """tuple[float, float]: confidence interval of mean(one) - mean(other), of two or more values each.
 
-    Args:
-        one, other (sequence of float): at least two values each.
-
-    Returns:
-        tuple: float, float, around ``mean(one) - mean(other)``.
+    Welch's: the variances need not be equal.
     """
     difference = statistics.mean(one) - statistics.mean(other)
-    parts = [statistics.variance(values) / len(values) for values in (one, other)]
-    if not sum(parts):
+    if len(set(one)) == len(set(other)) == 1:
         return difference, difference
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True)
-    )
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(sum(parts))
-    return difference - half, difference + half
+    return tuple(stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE))
 
 
 def verdict_table(records, short=False):
@@ -157,16 +131,3 @@ def verdict_table(records, short=False):
     if short:
         rows = [row | {"ours": f"{row['ours']} ({row.pop('scale')})"} for row in rows if row["ours"] != "-"]
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def _values(claim, experiment, scale, records):
-    """tuple[float]: one a seed."""
-    nothing = 1.0 if claim.lower else 0.0
-    found = records_of(experiment, scale, records)
-    values = [(record, value_of(record, claim.metric)) for record in found]
-    # A detector that finds nothing has an AP of NaN.
-    return tuple(
-        nothing if record["diverged_at"] is not None or math.isnan(value) else value
-        for record, value in values
-        if record["diverged_at"] is not None or value is not None
-    )
