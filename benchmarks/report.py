@@ -82,6 +82,8 @@ def _format(value):
 
 def describe_run(options):
     """What a measurement depends on beside its settings: date (UTC), commit, versions and hardware."""
+    if options.device == "cuda":
+        torch.cuda.init()  # this process uses it, so torch may tell its name
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **git_state(ROOT),

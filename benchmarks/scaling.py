@@ -17,9 +17,9 @@ from torch import nn
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import orthogonality_losses
 
-from .networks import add_penalty, isonet, penalised_convs, resnet, training_step
-from .options import ROOT
-from .penalty import paper_losses, tf32, values_and_gradients
+from .networks import isonet, model_penalty, penalised_convs, resnet, training_step
+from .options import ROOT, tf32
+from .penalty import paper_losses, values_and_gradients
 from .report import Table
 from .timing import clock, compare, quartiles
 
@@ -51,9 +51,8 @@ def sweeps(options):
         return {name: training_step(net, changed, changed.images()) for name, net in nets.items()}
 
     def penalties(convs):
-        # float32 throughout, on a GPU too, whatever the steps beside them are allowed
         forms = {PAPER: paper_losses, OURS: orthogonality_losses}
-        return {name: tf32(False)(partial(values_and_gradients, convs, form)) for name, form in forms.items()}
+        return {name: partial(values_and_gradients, convs, form) for name, form in forms.items()}
 
     def both(depth):
         convs = penalised_convs(isonet(dataclasses.replace(options, depth=depth)))
@@ -79,16 +78,21 @@ def measure_scaling(options, seconds):
     The time is shared by all points but those of processes.
     """
     chosen = sweeps(options)
+    steps, penalties = options.precision, options.penalty_precision
+    precision = steps if steps == penalties else f"{steps}, penalties {penalties}"
     rounds, share = min(options.repeats, ROUNDS), seconds / sum(map(len, chosen.values()))
     swept = {}
     for axis, points in chosen.items():
         measured = {value: compare(build(), rounds, share) for value, build in points.items()}
         swept[axis] = [
-            {axis: value, "n": point.n, **{f"{name}{MS}": point.milliseconds(name) for name in point.times}}
+            {axis: value, "n": point.n}
+            | {f"{name}{MS}": point.milliseconds(name) for name in point.times}
+            | {"precision": precision}
             for value, point in measured.items()
         ]
     if can_launch_two(options.device):
-        swept["processes"] = [_with_processes(options, number) for number in (1, 2)]
+        rows = [_with_processes(options, number) for number in (1, 2)]
+        swept["processes"] = [{**row, "precision": penalties} for row in rows]
     curves = {axis: curves_of(axis, rows) for axis, rows in swept.items()}
     draw(curves, FIGURES / f"scaling_{options.device}.png")
     tables = []
@@ -133,18 +137,19 @@ def can_launch_two(device):
 
 
 class PenaltyAlone(nn.Module):
-    """A model whose losses are those that hooks add."""
+    """A model whose loss is its `penalty`, set later, since that depends on the model's wrapper."""
 
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
+        self.penalty = None
 
     def forward(self):
-        return {}
+        return self.penalty()[0]
 
 
 def _with_processes(options, number):
-    """The row of so many processes, each with one thread and the layers that the penalty's hook gives it."""
+    """The row of so many processes, each with one thread and its share of the layers."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
@@ -164,18 +169,13 @@ def measure_share(options, file):
     """
     torch.set_num_threads(1)
     model = PenaltyAlone(isonet(options))
-    # As in training: the hook divides the layers among processes that average their gradients, no others
+    # As in training: the layers are divided among processes that average their gradients, no others
     device_ids = [comm.get_local_rank()] if options.device == "cuda" else None
-    add_penalty(
-        create_ddp_model(model, device_ids=device_ids), load_config("", ["MODEL.DEVICE", options.device])
-    )
-
-    @tf32(False)
-    def step():
-        sum(model().values()).backward()
-
+    wrapped = create_ddp_model(model, device_ids=device_ids)
+    model.penalty = model_penalty(wrapped, load_config("", ["MODEL.DEVICE", options.device]))
+    step = tf32(options.dtype == "tf32")(lambda: model().backward())  # in a process of its own
     step()  # unmeasured: it allocates
-    # the hook gives the layers of other processes a gradient of 0
+    # the layers of other processes have a gradient of 0
     own = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
     times = []
     for _ in range(min(options.repeats, ROUNDS)):
