@@ -27,10 +27,9 @@ class _Lent(torch.autograd.Function):
 
 
 def forward_and_backward(operator, x, residual=None):
-    """A function that applies an operator to x, or to x and a residual, and takes its gradients.
+    """A function that applies an operator to x, or to x and a residual, and returns their gradients.
 
-    It returns those of x, of the residual if there is one, and of the operator's parameters. The operator may
-    change x in place.
+    Those of the operator's parameters come last. The operator may change x in place.
     """
     # Stands for x as the variable to differentiate by, without memory of its own
     source = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape).requires_grad_()

@@ -62,10 +62,8 @@ def _is_there(path):
 def training_loop(loader, step, seconds, rounds):
     """Time a loop that waits for a batch and then makes a step with it, as a trainer does.
 
-    Two steps come first, unmeasured; the next ones go on until `rounds` or, after three, `seconds`.
-
-    Returns:
-        tuple[list[float], list[float]]: seconds of waiting, and of the step itself, by step.
+    Two steps come first, unmeasured; the next ones go on until `rounds` or, after three, `seconds`. Returns
+    two lists: the seconds of waiting, and of the step itself, by step.
     """
     batches = iter(loader)
     for batch in itertools.islice(batches, 2):

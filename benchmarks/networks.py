@@ -185,12 +185,8 @@ def training_loss(model, batch, options):
 def training_step(model, options, batch=None, optimizer=None, penalty=None):
     """A function of a batch, by default `batch`, that makes one step; gradients are gone after it.
 
-    Args:
-        model (nn.Module): a backbone or a meta-architecture.
-        options (Options): precision.
-        batch (object): what the model takes; None: each call brings its own.
-        optimizer (torch.optim.Optimizer or None): of the model's parameters; None: no step of it.
-        penalty (callable or None): returns what is added to the loss.
+    `model` is a backbone or a meta-architecture, `optimizer` one of its parameters (None: forward and
+    backward alone), `penalty` a function that returns what is added to the loss.
     """
 
     def step(batch=batch):

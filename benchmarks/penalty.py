@@ -28,16 +28,8 @@ def paper_loss(weight, stride=1):
 
         G = conv2d(W, W, padding=k - 1, stride=s),    L = 1/2 ||G - delta||_F^2
 
-    with W transposed first where C_in < C_out, so that the smaller Gram is formed.
-
-    Args:
-        weight (Tensor): (C_out, C_in, k, k) with (k - 1) divisible by the stride.
-        stride (int): of the layer.
-
-    Returns:
-        Tensor: without dimensions.
-
-    Source: report, eq. (4) to (6).
+    with W, (C_out, C_in, k, k), transposed first where C_in < C_out, so that the smaller Gram is formed. The
+    stride divides k - 1. Source: report, eq. (4) to (6).
     """
     if weight.shape[1] < weight.shape[0]:
         weight = weight.transpose(0, 1)

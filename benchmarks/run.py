@@ -36,17 +36,9 @@ ALL = tuple(part for part in PARTS if part not in ("profile", "scaling"))
 def run_benchmark(parts, options, seconds, output):
     """Measure parts one after the other; each is shown and written as soon as it is done.
 
-    Every row gets the precision of what it measured, ``precision``, unless its part says it.
-
-    Args:
-        parts (sequence of str): of PARTS.
-        options (Options): what all parts share.
-        seconds (float): time for all of it; building the networks and the least number of rounds come on top.
-        output (str or Path): results file, see `write_part`.
-
-    Raises:
-        ValueError: the results file holds something else.
-        RuntimeError: two forms that should agree do not.
+    Every row gets the precision of what it measured, ``precision``, unless it has one. `seconds` are for all
+    of it; building the networks and the least number of rounds come on top. `output` is a results file;
+    one that holds something else is a ValueError. A RuntimeError: two forms that should agree do not.
     """
     read_results(output)
     total = sum(PARTS[part][1] for part in parts)

@@ -1,17 +1,17 @@
 """How costs grow with depth, width, batch, image size and processes."""
 
-import dataclasses
 import json
 import os
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
+from matplotlib.figure import Figure
 from torch import nn
 
 from iso_d2.engine.setup import load_config
@@ -39,14 +39,10 @@ def fitted_exponent(curve):
 
 
 def sweeps(options):
-    """What is varied, and the alternatives at each point, around the batch and size of the options.
-
-    Returns:
-        dict[str, dict[float, callable]]: axis -> value -> function that builds the cases for `compare`.
-    """
+    """What is varied around the batch and size of the options: axis -> value -> what builds the cases."""
 
     def steps(**changes):
-        changed = dataclasses.replace(options, **changes)
+        changed = replace(options, **changes)
         nets = {STEP_ISO: isonet(changed), STEP_BN: resnet(changed, "BN")}
         return {name: training_step(net, changed, changed.images()) for name, net in nets.items()}
 
@@ -55,8 +51,7 @@ def sweeps(options):
         return {name: partial(values_and_gradients, convs, form) for name, form in forms.items()}
 
     def both(depth):
-        convs = penalised_convs(isonet(dataclasses.replace(options, depth=depth)))
-        return steps(depth=depth) | penalties(convs)
+        return steps(depth=depth) | penalties(penalised_convs(isonet(replace(options, depth=depth))))
 
     def widths(width):
         return penalties([nn.Conv2d(width, width, 3, bias=False).to(options.device)])
@@ -110,7 +105,8 @@ def curves_of(axis, rows):
 
 def draw(curves, file):
     """Draw one panel an axis, logarithmic both ways, with the fitted exponent of each curve in the legend."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), squeeze=False)
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="tight")
+    panels = figure.subplots(1, len(curves), squeeze=False)
     for panel, (axis, named) in zip(panels[0], curves.items(), strict=True):
         for name, curve in named.items():
             label = f"{name}: {fitted_exponent(curve):.2f}"
@@ -121,10 +117,8 @@ def draw(curves, file):
         panel.set(xlabel=axis, ylabel="ms")
         panel.legend(fontsize=7, title="exponent", title_fontsize=7)
         panel.grid(alpha=0.3)
-    figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def can_launch_two(device):

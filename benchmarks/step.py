@@ -68,10 +68,7 @@ def _with_optimizer(options, seconds):
 
 
 def measure_detectors(options, seconds, opts=()):
-    """Table of whole training steps of Faster R-CNN on an FPN, without the optimizer.
-
-    `opts` are KEY VALUE pairs for all configs.
-    """
+    """Table of steps of Faster R-CNN on an FPN, no optimizer; `opts` are KEY VALUE pairs of all configs."""
     ours = f"R-ISONet-{options.depth} FPN"
     every = f"{ours}, penalty at every step"
     opts = ["MODEL.ISONET.DEPTH", options.depth, *resnet_depth(options), *opts]

@@ -2,7 +2,6 @@
 
 import io
 import statistics
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,7 +26,7 @@ def write_figures(root, records):
     Returns:
         tuple: list[Path] of the files written, and list[str] of what could not be drawn, with the reason.
     """
-    folder = Path(root) / WHERE_FIGURES
+    folder = root / WHERE_FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     drawn, notes = [], []
     for scale in SCALES:
@@ -38,7 +37,7 @@ def write_figures(root, records):
             if not figure or not table.samples:
                 continue
             try:
-                figure = SAMPLES[table.samples](Path(root), table, scale, records)
+                figure = SAMPLES[table.samples](root, table, scale, records)
             except (KeyError, OSError, RuntimeError, ValueError) as error:
                 notes.append(f"no new pictures of {table.name} at {scale} scale: {error}")
                 continue
@@ -49,13 +48,7 @@ def write_figures(root, records):
 def curves(table, records, scale):
     """Training loss, and the table's measure on test data, by epoch, of the first seed of each experiment.
 
-    Args:
-        table (Table): its ``curve`` is that measure.
-        records (dict): scale -> experiment -> list of records.
-        scale (str): of the runs.
-
-    Returns:
-        Figure or None: None if there is nothing to draw.
+    Returns a matplotlib Figure; None if there is nothing to draw.
     """
     found = [(experiment.label, records_of(experiment, scale, records)) for experiment in table.experiments]
     chosen = [(label, group[0]) for label, group in found if group and group[0]["curve"]]
@@ -91,7 +84,7 @@ def curves(table, records, scale):
 def by_batch(table, records, scale):
     """The table's measure by the images of a batch: a line for each network, mean and spread of its seeds.
 
-    Arguments and result as of :func:`curves`. A training that diverged counts as 0.
+    Arguments and result as of :func:`curves`. What :func:`.record.scores` says of gaps holds.
     """
     lines = {}
     for experiment in table.experiments:
@@ -136,15 +129,7 @@ def epochs(record, point):
 
 
 def save(figure, path):
-    """Write a figure as a PNG of 256 colours, smaller where it would have more than 300 kB.
-
-    Args:
-        figure (Figure): matplotlib's.
-        path (Path): the file.
-
-    Returns:
-        Path: the file.
-    """
+    """Write a figure as a PNG of 256 colours, smaller where it had more than 300 kB; returns the path."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
     image = Image.open(buffer).convert("RGB")

@@ -31,17 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def write_record(run, diverged=None):
-    """Write the record of a run that has ended.
+    """dict: the record of a run that has ended, which is written to ``run.record_file``.
 
-    Args:
-        run (Run): its folder holds what the training left.
-        diverged (int or None): iteration at which the loss was not finite any more.
-
-    Returns:
-        dict: what was written to ``run.record_file``.
-
-    Raises:
-        ValueError: the training left no metrics.
+    `diverged` is the iteration at which the loss was not finite any more. A ValueError says that the training
+    left no metrics in the run's folder.
     """
     folder = run.root / run.folder
     lines = merged_lines(read_metrics(folder / "metrics.json"))
@@ -97,16 +90,9 @@ def merged_lines(lines):
 
 
 def evaluations_of(lines, test_names):
-    """The evaluations in a training's metrics.
+    """dict[str, list[dict]]: data set -> ``iteration`` and ``metrics`` (by name) of its evaluations.
 
-    With one of DATASETS.TEST Detectron2 writes "bbox/AP", with several "<data set>/bbox/AP".
-
-    Args:
-        lines (list[dict]): of metrics.json.
-        test_names (list[str]): DATASETS.TEST.
-
-    Returns:
-        dict[str, list[dict]]: data set -> ``iteration`` and ``metrics`` (by name, without the task).
+    With one of DATASETS.TEST, `test_names`, Detectron2 writes "bbox/AP", with several "<data set>/bbox/AP".
     """
     found = {}
     for line in lines:

@@ -165,13 +165,9 @@ class Run:
 
 
 def configuration(cfg):
-    """What a config sets otherwise than the defaults, so that a new key with a default changes nothing.
+    """dict: what a config sets otherwise than the defaults, key with its dots -> value as one types it.
 
-    Args:
-        cfg (CfgNode): of a training.
-
-    Returns:
-        dict: key with its dots -> value as text, as one types it; without what says where the training runs.
+    A new key with a default changes nothing. What says where the training runs is left out.
     """
     defaults = get_cfg()
     add_iso_config(defaults)

@@ -27,39 +27,27 @@ DIVERGED = re.compile(
 
 
 class Runner:
-    """Carries out runs until all are done, one cannot go on or the time is over.
+    """Carries out runs in their order until all are done or the time is over.
 
     Args:
-        runs (sequence of Run): in their order.
+        runs (sequence of Run): what is to be done.
         parallel (int): how many side by side.
         budget (float or None): seconds from the start after which everything is stopped; None: no end.
         force (bool): carry those out again that have a record; it is set aside at once.
-        say (callable): takes each line of the progress.
-        record (callable): as :func:`.record.write_record`.
-        clock (callable): seconds.
+        say, record, clock (callable): take a line; as :func:`.record.write_record`; give seconds.
     """
 
     def __init__(
         self, runs, parallel=1, budget=None, force=False, say=print, record=write_record, clock=time.monotonic
     ):
-        self.runs = list(runs)
-        self.parallel = parallel
-        self.budget = budget
-        self.force = force
-        self.say = say
-        self.record = record
-        self.clock = clock
-        self.failed, self.skipped, self.done = {}, {}, []
+        self.runs, self.parallel, self.budget, self.force = list(runs), parallel, budget, force
+        self.say, self.record, self.clock = say, record, clock
+        self.failed, self.skipped = {}, {}
         self.stopped = ""
         self._active = {}  # future -> Training
 
     def run(self):
-        """Carry them out.
-
-        Returns:
-            bool: whether none failed. ``failed`` and ``skipped`` hold name -> reason, ``stopped`` why
-            something is left.
-        """
+        """bool: whether none failed. ``failed``, ``skipped``: name -> reason; ``stopped``: why so early."""
         started = self.clock()
         waiting = self._choose()
         progress = Progress(waiting, self.parallel, self.say, self.clock)
@@ -160,7 +148,6 @@ class Runner:
         except (KeyError, OSError, ValueError) as problem:
             self._fail(run, f"no record: {type(problem).__name__}: {problem}")
             return
-        self.done.append(run.name)
         how = "done" if not diverged else f"diverged at iteration {iteration}"
         self.say(f"{run.name}: {how}, {run.record_file.relative_to(run.root)}")
 

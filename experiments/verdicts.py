@@ -60,15 +60,7 @@ def read_claims():
 
 
 def judge(claim, records):
-    """Judge a claim by RULE.
-
-    Args:
-        claim (Claim): what is claimed.
-        records (dict): scale -> experiment -> list of records.
-
-    Returns:
-        Verdict
-    """
+    """Verdict: on a claim, by RULE; `records` is scale -> experiment -> list of records."""
     nothing = 1.0 if claim.lower else 0.0
     for scale in SCALES:
         found = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
@@ -104,14 +96,9 @@ def interval(one, other):
 
 
 def verdict_table(records, short=False):
-    """The claims, what the report says, what our runs say and the verdict.
+    """str: the claims, what the report says, what our runs say and the verdict, a table in markdown.
 
-    Args:
-        records (dict): scale -> experiment -> list of records.
-        short (bool): only what has been measured, and without the column of the scale.
-
-    Returns:
-        str: a table in markdown.
+    `records` is as of `judge`. `short`: only what has been measured, without the column of the scale.
     """
     rows = []
     for claim in read_claims():

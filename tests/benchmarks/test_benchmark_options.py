@@ -33,8 +33,9 @@ def test_mixed_precision_and_channels_last(dtype):
 def precisions():
     """What a process may set, by torch's earlier and its present interface; all as before after the test."""
     yield torch.backends
-    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+    torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 def now():
@@ -54,7 +55,7 @@ def test_tf32_in_a_process_that_uses_torchs_earlier_interface(precisions):
 
 
 def test_tf32_in_a_process_that_uses_torchs_present_interface(precisions):
-    precisions.fp32_precision = "tf32"
+    precisions.fp32_precision = precisions.cuda.matmul.fp32_precision = "tf32"
     with pytest.raises(RuntimeError):  # what this test is about: the earlier one cannot be asked here
         _ = precisions.cuda.matmul.allow_tf32
     with tf32(False):
