@@ -56,6 +56,8 @@ class Metric:
     digits: int = 1  # after the decimal point
     last: int = 1  # the mean of so many evaluations at the end of the training; 1: the one after it
     part: str = ""  # heading of the part of the table to which it belongs; "" for none
+    unit: str = "{}"  # how its values are written in a verdict, with {} in their place
+    lower: bool = False  # whether lower values are better
 
 
 @dataclass(frozen=True)

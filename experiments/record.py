@@ -135,12 +135,13 @@ def value_of(record, metric):
     return task_loss(record["curve"][-1]) if record["curve"] else None
 
 
-def scores(records, metric, nothing=0.0):
+def scores(records, metric):
     """tuple[float]: a metric of the seeds of an experiment, to be compared.
 
     Of a training that diverged, and of one whose metric is not a number (the AP of a detector that finds
-    nothing), it is `nothing`. Records that do not have the metric are left out.
+    nothing), it is 0, or 1 where lower is better. Records that do not have the metric are left out.
     """
+    nothing = 1.0 if metric.lower else 0.0
     found = [nothing if record["diverged_at"] is not None else value_of(record, metric) for record in records]
     return tuple(nothing if math.isnan(value) else value for value in found if value is not None)
 

@@ -29,8 +29,6 @@ class Claim:
     claim: str  # in words
     experiments: list  # names of the one and of the other
     metric: Metric  # by which they are compared
-    unit: str  # how its values are written, with {} in their place
-    lower: bool  # whether lower values are better
     learned: float  # value of a network that has learned something
     report: str = ""  # what the report says; "" if the claim is not the report's
     margin: float = 0.0  # by how much the one may be worse
@@ -51,31 +49,26 @@ class Verdict:
 
 def read_claims():
     """list[Claim]: those of tables/claims.yaml."""
-    claims = []
-    for entry in CfgNode.load_yaml_with_base(str(TABLES_FOLDER / "claims.yaml"))["claims"]:
-        measure = dict(entry.pop("measure"))
-        unit, lower = measure.pop("unit"), measure.pop("lower", False)
-        claims.append(Claim(metric=Metric(**measure), unit=unit, lower=lower, **entry))
-    return claims
+    entries = CfgNode.load_yaml_with_base(str(TABLES_FOLDER / "claims.yaml"))["claims"]
+    return [Claim(metric=Metric(**entry.pop("measure")), **entry) for entry in entries]
 
 
 def judge(claim, records):
     """Verdict: on a claim, by RULE; `records` is scale -> experiment -> list of records."""
-    nothing = 1.0 if claim.lower else 0.0
     for scale in SCALES:
         found = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
-        values = tuple(scores(group, claim.metric, nothing) for group in found)
+        values = tuple(scores(group, claim.metric) for group in found)
         if all(values):
             break
     else:
         return Verdict(UNDECIDED, "not measured")
-    sign = -1 if claim.lower else 1
+    sign = -1 if claim.metric.lower else 1
     if max(sign * statistics.mean(one) for one in values) <= sign * claim.learned:
         return Verdict(UNDECIDED, "neither has learned yet", scale, values)
     if min(map(len, values)) < 2:
         return Verdict(UNDECIDED, "one seed", scale, values)
     low, high = interval(*values)
-    if claim.lower:
+    if claim.metric.lower:
         low, high = -high, -low
     if low >= -claim.margin:
         return Verdict(HOLDS, "", scale, values)
@@ -109,7 +102,7 @@ def verdict_table(records, short=False):
             {
                 "claim": claim.claim,
                 "the report": claim.report or "not in the report",
-                "ours": claim.unit.format(ours) if all(verdict.values) else "-",
+                "ours": claim.metric.unit.format(ours) if all(verdict.values) else "-",
                 "scale": verdict.scale,
                 "n": ", ".join(counts),
                 "verdict": str(verdict),

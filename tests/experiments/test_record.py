@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -146,7 +147,7 @@ def test_what_is_missing_counts_the_same_wherever_runs_are_compared():
         toy_record("a", final={"cifar10_test": {"loss": 1.0}}),
     ]
     assert scores(found, metric) == (40.0, 0.0, 0.0)
-    assert scores(found, metric, nothing=1.0) == (40.0, 1.0, 1.0)
+    assert scores(found, dataclasses.replace(metric, lower=True)) == (40.0, 1.0, 1.0)
 
 
 def test_the_loss_without_the_penalty_is_taken_from_the_end_of_the_curve():

@@ -7,11 +7,11 @@ from experiments.experiment import BY_NAME, TABLES, Metric
 from experiments.verdicts import Claim, interval, judge, read_claims, verdict_table
 
 ONE, OTHER = "cifar10-isonet-gamma1e-4", "cifar10-resnet-bn"
-TOP1 = Metric(dataset="cifar10_test", name="top1")
 
 
 def claim(margin=0.0, lower=False, learned=20.0):
-    return Claim("it is better", [ONE, OTHER], TOP1, "{} %", lower, learned, margin=margin)
+    metric = Metric(dataset="cifar10_test", name="top1", lower=lower)
+    return Claim("it is better", [ONE, OTHER], metric, learned, margin=margin)
 
 
 def seeds(name, values, scale="small"):
