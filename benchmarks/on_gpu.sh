@@ -28,10 +28,10 @@ benchmark() {  # NAME LIMIT ARGUMENT...
 }
 
 part tests 420 -m pytest -q
-benchmark float32 180 all --dtype float32 --detector-batch 4 --time-budget 1.5
-benchmark tf32 180 all --dtype tf32 --detector-batch 4 --time-budget 1.5
-benchmark bf16 180 all --dtype bfloat16 --channels-last --time-budget 1.5
-benchmark fp16 180 all --dtype float16 --channels-last --time-budget 1.5
+benchmark float32 240 all --dtype float32 --detector-batch 4 --time-budget 1.5
+benchmark tf32 240 all --dtype tf32 --detector-batch 4 --time-budget 1.5
+benchmark bf16 240 all --dtype bfloat16 --channels-last --time-budget 1.5
+benchmark fp16 240 all --dtype float16 --channels-last --time-budget 1.5
 benchmark profile 120 profile --dtype bfloat16 --channels-last
 part reproduction 900 tools/reproduce.py cifar --scale medium --device cuda --seeds 3
 ((failed)) && exit 1

@@ -171,19 +171,16 @@ def configuration(cfg):
     """
     defaults = get_cfg()
     add_iso_config(defaults)
-    usual = _flat(defaults)
-    changed = {key: value for key, value in _flat(cfg).items() if usual.get(key, ...) != value}
-    return {key: value for key, value in changed.items() if key not in ELSEWHERE}
+    usual = dict(_flat(defaults))
+    return {key: value for key, value in _flat(cfg) if usual.get(key, ...) != value and key not in ELSEWHERE}
 
 
 def _flat(node, prefix=""):
-    found = {}
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            found |= _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
 @functools.cache
