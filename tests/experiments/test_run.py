@@ -130,7 +130,7 @@ def test_the_state_of_a_run_loads_no_data(monkeypatch, tmp_path):
     names = ["cifar10_test", "lgg_image_val", "coco_pbc_train", "shapes_train"]
     assert toy_run(toy_repository(tmp_path), "a", data=names).state() == "to be run"
     monkeypatch.undo()
-    # without its folder the data set itself says what to do, and it is looked for at each call
+    # without its folder the data set itself says what to do
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert "tools/prepare_cifar.py cifar100" in missing("cifar100_train", tmp_path)
     assert "not registered" in missing("nothing_train", tmp_path)
