@@ -19,8 +19,7 @@ class _Lent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, buffer, _):
-        place = buffer.storage_offset(), buffer.shape, buffer.stride()
-        return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage(), *place)
+        return buffer.data  # the same memory, but neither an input nor a view of one
 
     @staticmethod
     def backward(ctx, grad):
@@ -28,10 +27,9 @@ class _Lent(torch.autograd.Function):
 
 
 def forward_and_backward(operator, x, residual=None):
-    """A function that applies an operator to x, or to x and a residual, and takes its gradients.
+    """A function that applies an operator to x, or to x and a residual, and returns their gradients.
 
-    It returns those of x, of the residual if there is one, and of the operator's parameters. The operator may
-    change x in place.
+    Those of the operator's parameters come last. The operator may change x in place.
     """
     # Stands for x as the variable to differentiate by, without memory of its own
     source = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape).requires_grad_()

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from iso_d2.data.batches import in_memory
 from iso_d2.engine import Trainer, build_optimizer
 
-from .networks import load_model, training_step
+from .networks import load_model, model_penalty, training_step
 from .report import Table, judge
 from .timing import clock, compare, quartiles
 
@@ -62,10 +62,8 @@ def _is_there(path):
 def training_loop(loader, step, seconds, rounds):
     """Time a loop that waits for a batch and then makes a step with it, as a trainer does.
 
-    Two steps come first, unmeasured; the next ones go on until `rounds` or, after three, `seconds`.
-
-    Returns:
-        tuple[list[float], list[float]]: seconds of waiting, and of the step itself, by step.
+    Two steps come first, unmeasured; the next ones go on until `rounds` or, after three, `seconds`. Returns
+    two lists: the seconds of waiting, and of the step itself, by step.
     """
     batches = iter(loader)
     for batch in itertools.islice(batches, 2):
@@ -92,22 +90,31 @@ def measure_data(options, seconds, paths=None):
     return [Table(title, rows)]
 
 
-def _measure_path(path, options, seconds):
+def training_of(path, options, penalised=False):
+    """Config and training step of a path's model: CfgNode, and a function of a batch with its optimizer.
+
+    With `penalised` the step has the config's penalty. The learning rate is next to 0.
+    """
     opts = ["DATASETS.TRAIN", (path.dataset,), "DATASETS.TEST", (), *path.opts]
     if options.device == "cpu":
         opts += ["SOLVER.IMS_PER_BATCH", path.cpu_batch]
     model, cfg = load_model(path.config, options, opts)
-    size = cfg.SOLVER.IMS_PER_BATCH
+    optimizer = build_optimizer(cfg, model)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6
+    penalty = model_penalty(model, cfg) if penalised else None
+    added = penalty and (lambda: penalty()[0])
+    return cfg, training_step(model, options, optimizer=optimizer, penalty=added)
 
+
+def _measure_path(path, options, seconds):
+    cfg, step = training_of(path, options)
+    size = cfg.SOLVER.IMS_PER_BATCH
     alone = cfg.clone()
     alone.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "DATALOADER.ASPECT_RATIO_GROUPING", False])
     batches = iter(Trainer.build_train_loader(alone))
     given = compare({"batch": lambda: next(batches)}, options.repeats, seconds / 4).per_second("batch", size)
 
-    optimizer = build_optimizer(cfg, model)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-6
-    step = training_step(model, options, optimizer=optimizer)
     waits, steps = training_loop(Trainer.build_train_loader(cfg), step, seconds / 2, options.repeats)
     share = quartiles([wait / (wait + busy) for wait, busy in zip(waits, steps, strict=True)])
     taken = size / quartiles(steps)["median"]

@@ -11,8 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from iso_d2.modeling import fold_scales_
 
 from .networks import isonet, norms, resnet
-from .options import DTYPES
-from .penalty import tf32
+from .options import DTYPES, tf32
 from .report import Table
 from .timing import compare
 

@@ -12,20 +12,12 @@ TARGET = 0.6
 
 
 def saved_bytes(model, inputs, checkpointed=(), forward=nn.Module.__call__):
-    """Bytes of the storages that autograd keeps between forward and backward.
+    """int: bytes of the storages that autograd keeps between forward and backward.
 
     Each storage counts once, whole, however many operations save it or a view of it. Parameters, buffers and
-    the input do not count: they are there anyway.
-
-    Args:
-        model (nn.Module): in training mode or not, as it is to be counted.
-        inputs (Tensor): what it is called with.
-        checkpointed (sequence of str): dotted names of modules under activation checkpointing: what they are
-            called with is kept for their second forward pass.
-        forward (callable): model, inputs -> what backward would start from; by default the model's output.
-
-    Returns:
-        int
+    the input do not count: they are there anyway. `checkpointed` are the names of modules under activation
+    checkpointing: what they are called with is kept for their second forward pass. `forward` is a function
+    of model and inputs that returns what backward would start from.
     """
     free = {_address(tensor) for tensor in (*model.parameters(), *model.buffers(), inputs)}
     kept = {}  # holds the storages, so that no address is used twice

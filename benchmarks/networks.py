@@ -14,7 +14,7 @@ from iso_d2.engine.choices import penalty_coefficient, penalty_mode
 from iso_d2.engine.model_penalty import penalised_layers
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SReLU
-from iso_d2.isometry.model import find_convolutions, unwrap
+from iso_d2.isometry.model import find_convolutions
 from iso_d2.modeling import IsoBlock, ISONet
 
 from .options import ROOT
@@ -132,17 +132,10 @@ def penalised_convs(net):
     return list(penalised_layers(net).values())
 
 
-def add_penalty(model, cfg):
-    """Let a model return the penalty of a config with its losses, as the trainer does, at every step.
-
-    Returns a handle, whose ``remove`` takes the penalty off again.
-    """
-    node = cfg.ISO.ORTHO
-    layers = {"include": node.INCLUDE, "exclude": node.EXCLUDE}
-    penalty = ModelPenalty(model, penalty_coefficient(cfg), penalty_mode(cfg), **layers)
-    return unwrap(model).register_forward_hook(
-        lambda model, inputs, losses: {**losses, "loss_ortho": penalty()[0]}
-    )
+def model_penalty(model, cfg):
+    """ModelPenalty: of a config, as the trainer has it, to be called at every step."""
+    options = {key.lower(): cfg.ISO.ORTHO[key] for key in ("INCLUDE", "EXCLUDE", "FRACTION", "BOUND")}
+    return ModelPenalty(model, penalty_coefficient(cfg), penalty_mode(cfg), **options)
 
 
 def load_model(config, options, opts=()):
@@ -190,17 +183,10 @@ def training_loss(model, batch, options):
 
 
 def training_step(model, options, batch=None, optimizer=None, penalty=None):
-    """A function that makes one step: forward, backward and, with an optimizer, its step.
+    """A function of a batch, by default `batch`, that makes one step; gradients are gone after it.
 
-    Args:
-        model (nn.Module): a backbone or a meta-architecture.
-        options (Options): precision.
-        batch (object): what the model takes; None: each call brings its own.
-        optimizer (torch.optim.Optimizer or None): of the model's parameters.
-        penalty (callable or None): returns what is added to the loss.
-
-    Returns:
-        callable: takes a batch, by default `batch`; gradients are gone after it.
+    `model` is a backbone or a meta-architecture, `optimizer` one of its parameters (None: forward and
+    backward alone), `penalty` a function that returns what is added to the loss.
     """
 
     def step(batch=batch):

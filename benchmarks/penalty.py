@@ -1,6 +1,5 @@
 """The orthogonality penalty against the paper's own form, over all convolutions of R-ISONet."""
 
-import contextlib
 from collections import defaultdict
 from functools import partial
 
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 from iso_d2.isometry import orthogonality_losses
 
 from .networks import isonet, penalised_convs, training_step
+from .options import tf32
 from .report import Table, judge
 from .timing import compare
 
@@ -28,16 +28,8 @@ def paper_loss(weight, stride=1):
 
         G = conv2d(W, W, padding=k - 1, stride=s),    L = 1/2 ||G - delta||_F^2
 
-    with W transposed first where C_in < C_out, so that the smaller Gram is formed.
-
-    Args:
-        weight (Tensor): (C_out, C_in, k, k) with (k - 1) divisible by the stride.
-        stride (int): of the layer.
-
-    Returns:
-        Tensor: without dimensions.
-
-    Source: report, eq. (4) to (6).
+    with W, (C_out, C_in, k, k), transposed first where C_in < C_out, so that the smaller Gram is formed. The
+    stride divides k - 1. Source: report, eq. (4) to (6).
     """
     if weight.shape[1] < weight.shape[0]:
         weight = weight.transpose(0, 1)
@@ -76,17 +68,6 @@ def largest_difference(convs):
     return worst
 
 
-@contextlib.contextmanager
-def tf32(enabled):
-    """Whether a GPU may round the operands of float32 convolutions and matrix products to TF32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def measure_penalty(options, seconds):
     """The part "penalty": list[Table]. Two forms that give other values or gradients are a RuntimeError."""
     net, images = isonet(options), options.images()
@@ -95,16 +76,25 @@ def measure_penalty(options, seconds):
     for conv in convs:
         stride = "" if conv.stride == (1, 1) else f", stride {conv.stride[0]}"
         kinds["x".join(map(str, conv.weight.shape)) + stride].append(conv)
-    on_gpu = options.device == "cuda"
     with tf32(False):
         difference = largest_difference(convs)
-        step = {STEP: training_step(net, options, images)}
-        measured = _measured(kinds, convs, options, seconds * (0.8 if on_gpu else 1), step)
+    measured = _measured(kinds, convs, options, seconds, training_step(net, options, images))
     title = (
-        f"Penalty of the {len(convs)} convolutions of R-ISONet-{options.depth}, forward and backward, "
-        f"float32; values and gradients agree to {difference:.0e}; a step (no optimizer) of "
-        f"{'x'.join(map(str, images.shape))} takes {measured.milliseconds(STEP)['median']:.0f} ms"
+        f"Penalty of the {len(convs)} convolutions of R-ISONet-{options.depth}, forward and backward; values "
+        f"and gradients agree to {difference:.0e} in float32; a step (no optimizer) of "
+        f"{options.describe(images.shape)} takes {measured.milliseconds(STEP)['median']:.0f} ms"
     )
+    whole = [name for name in measured.times if isinstance(name, str) and name not in (PAPER, STEP)]
+    rows = []
+    for name in (PAPER, *whole):
+        row = {"penalty": name, "ms": measured.milliseconds(name), "n": measured.n}
+        row |= {"precision": options.penalty_precision}
+        row["share of the step"] = measured.ratio(name, STEP)["median"]
+        if name != PAPER:
+            row["times as fast"] = measured.ratio(PAPER, name)
+        if name in (OURS, EXACT) and options.has_targets:
+            row["target"] = judge(row["times as fast"], at_least=TARGETS[options.device])
+        rows.append(row)
     by_shape = [
         {
             "weight": kind,
@@ -113,27 +103,23 @@ def measure_penalty(options, seconds):
             "iso_d2, ms": measured.milliseconds((OURS, kind)),
             "times as fast": measured.ratio((PAPER, kind), (OURS, kind)),
             "n": measured.n,
+            "precision": options.penalty_precision,
         }
         for kind, alike in kinds.items()
     ]
-    tables = [
-        Table(title, _whole_net(measured, options)),
+    return [
+        Table(title, rows),
         Table("The same by shape, mode paper, the layers of a shape together", by_shape),
     ]
-    if on_gpu:
-        with tf32(True):
-            rows = _whole_net(_measured(kinds, convs, options, seconds * 0.2), options)
-        tables.append(Table("The same with operands rounded to TF32, in both forms", rows))
-    return tables
 
 
-def _measured(kinds, convs, options, seconds, step=None):
-    """Comparison: both forms by shape, under (form, shape), and those of the whole net by name.
+def _measured(kinds, convs, options, seconds, step):
+    """Comparison: the step, both forms by shape, under (form, shape), and those of the whole net by name.
 
     The paper's form of the whole net is the sum over its layers, the penalty at every n-th step a fraction.
     """
     generator = torch.Generator().manual_seed(options.seed)
-    cases = dict(step or {})
+    cases = {STEP: step}
     for kind, alike in kinds.items():
         cases[PAPER, kind] = partial(values_and_gradients, alike, paper_losses)
         cases[OURS, kind] = partial(values_and_gradients, alike, orthogonality_losses)
@@ -149,18 +135,3 @@ def _measured(kinds, convs, options, seconds, step=None):
         name = f"{OURS}, every {period} steps (computed)"
         measured = measured.with_derived(name, lambda row, n=period: row[OURS] / n)
     return measured
-
-
-def _whole_net(measured, options):
-    names = [name for name in measured.times if isinstance(name, str) and name not in (PAPER, STEP)]
-    rows = []
-    for name in [PAPER, *names]:
-        row = {"penalty": name, "ms": measured.milliseconds(name), "n": measured.n}
-        if STEP in measured.times:
-            row["share of the step"] = measured.ratio(name, STEP)["median"]
-        if name != PAPER:
-            row["times as fast"] = measured.ratio(PAPER, name)
-        if name in (OURS, EXACT) and options.has_targets:
-            row["target"] = judge(row["times as fast"], at_least=TARGETS[options.device])
-        rows.append(row)
-    return rows

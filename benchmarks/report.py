@@ -16,16 +16,10 @@ from .options import ROOT
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a part.
+    """One table of a part. Columns keep the order in which they first come."""
 
-    Args:
-        title (str): what is compared, at what input.
-        rows (list[dict]): column -> a number, a string, None, ``{"median", "q1", "q3"}`` or what `judge`
-            returns. Columns keep the order in which they first come.
-    """
-
-    title: str
-    rows: list
+    title: str  # what is compared, at what input
+    rows: list  # column -> a number, a string, None, {"median", "q1", "q3"} or what `judge` returns
 
 
 def judge(value, at_most=None, at_least=None, percent=False):
@@ -82,6 +76,8 @@ def _format(value):
 
 def describe_run(options):
     """What a measurement depends on beside its settings: date (UTC), commit, versions and hardware."""
+    if options.device == "cuda":
+        torch.cuda.init()  # this process uses it, so torch may tell its name
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **git_state(ROOT),

@@ -10,8 +10,10 @@ from .data import measure_data
 from .inference import measure_inference
 from .machine import measure_machine
 from .memory import measure_memory
+from .options import tf32
 from .penalty import measure_penalty
-from .report import as_text, describe_run, write_part
+from .profiling import measure_profile
+from .report import as_text, describe_run, read_results, write_part
 from .scaling import measure_scaling
 from .step import measure_step
 
@@ -24,34 +26,34 @@ PARTS = {
     "memory": (measure_memory, 0.5),
     "inference": (measure_inference, 1.5),
     "data": (measure_data, 2.5),
+    "profile": (measure_profile, 1),
     "scaling": (measure_scaling, 8),
 }
-# What `all` means: scaling has to be asked for.
-ALL = tuple(part for part in PARTS if part != "scaling")
+# What `all` means: the others have to be asked for.
+ALL = tuple(part for part in PARTS if part not in ("profile", "scaling"))
 
 
 def run_benchmark(parts, options, seconds, output):
     """Measure parts one after the other; each is shown and written as soon as it is done.
 
-    Args:
-        parts (sequence of str): of PARTS.
-        options (Options): what all parts share.
-        seconds (float): time for all of it; building the networks and the least number of rounds come on top.
-        output (str or Path): results file, see `write_part`.
-
-    Raises:
-        ValueError: the results file holds something else.
-        RuntimeError: two forms that should agree do not.
+    Every row gets the precision of what it measured, ``precision``, unless it has one. `seconds` are for all
+    of it; building the networks and the least number of rounds come on top. `output` is a results file;
+    one that holds something else is a ValueError. A RuntimeError: two forms that should agree do not.
     """
-    context = describe_run(options)
+    read_results(output)
     total = sum(PARTS[part][1] for part in parts)
-    for part in parts:
-        measure, weight = PARTS[part]
-        start = time.perf_counter()
-        tables = measure(options, seconds * weight / total)
-        took = time.perf_counter() - start
-        print(f"\n== {part}, {took:.0f} s\n", *map(as_text, tables), sep="\n")
-        write_part(output, part, tables, context, options, took)
-        gc.collect()
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
+    with tf32(options.dtype == "tf32"):
+        context = describe_run(options)
+        print(*(f"{name}: {value}" for name, value in context.items()), sep="\n")
+        for part in parts:
+            measure, weight = PARTS[part]
+            start = time.perf_counter()
+            tables = measure(options, seconds * weight / total)
+            took = time.perf_counter() - start
+            for row in (row for table in tables for row in table.rows):
+                row.setdefault("precision", options.precision)
+            print(f"\n== {part}, {took:.0f} s\n", *map(as_text, tables), sep="\n", flush=True)
+            write_part(output, part, tables, context, options, took)
+            gc.collect()
+            if options.device == "cuda":
+                torch.cuda.empty_cache()

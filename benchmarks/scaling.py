@@ -1,25 +1,25 @@
 """How costs grow with depth, width, batch, image size and processes."""
 
-import dataclasses
 import json
 import os
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
+from matplotlib.figure import Figure
 from torch import nn
 
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import orthogonality_losses
 
-from .networks import add_penalty, isonet, penalised_convs, resnet, training_step
-from .options import ROOT
-from .penalty import paper_losses, tf32, values_and_gradients
+from .networks import isonet, model_penalty, penalised_convs, resnet, training_step
+from .options import ROOT, tf32
+from .penalty import paper_losses, values_and_gradients
 from .report import Table
 from .timing import clock, compare, quartiles
 
@@ -39,25 +39,19 @@ def fitted_exponent(curve):
 
 
 def sweeps(options):
-    """What is varied, and the alternatives at each point, around the batch and size of the options.
-
-    Returns:
-        dict[str, dict[float, callable]]: axis -> value -> function that builds the cases for `compare`.
-    """
+    """What is varied around the batch and size of the options: axis -> value -> what builds the cases."""
 
     def steps(**changes):
-        changed = dataclasses.replace(options, **changes)
+        changed = replace(options, **changes)
         nets = {STEP_ISO: isonet(changed), STEP_BN: resnet(changed, "BN")}
         return {name: training_step(net, changed, changed.images()) for name, net in nets.items()}
 
     def penalties(convs):
-        # float32 throughout, on a GPU too, whatever the steps beside them are allowed
         forms = {PAPER: paper_losses, OURS: orthogonality_losses}
-        return {name: tf32(False)(partial(values_and_gradients, convs, form)) for name, form in forms.items()}
+        return {name: partial(values_and_gradients, convs, form) for name, form in forms.items()}
 
     def both(depth):
-        convs = penalised_convs(isonet(dataclasses.replace(options, depth=depth)))
-        return steps(depth=depth) | penalties(convs)
+        return steps(depth=depth) | penalties(penalised_convs(isonet(replace(options, depth=depth))))
 
     def widths(width):
         return penalties([nn.Conv2d(width, width, 3, bias=False).to(options.device)])
@@ -79,16 +73,21 @@ def measure_scaling(options, seconds):
     The time is shared by all points but those of processes.
     """
     chosen = sweeps(options)
+    steps, penalties = options.precision, options.penalty_precision
+    precision = steps if steps == penalties else f"{steps}, penalties {penalties}"
     rounds, share = min(options.repeats, ROUNDS), seconds / sum(map(len, chosen.values()))
     swept = {}
     for axis, points in chosen.items():
         measured = {value: compare(build(), rounds, share) for value, build in points.items()}
         swept[axis] = [
-            {axis: value, "n": point.n, **{f"{name}{MS}": point.milliseconds(name) for name in point.times}}
+            {axis: value, "n": point.n}
+            | {f"{name}{MS}": point.milliseconds(name) for name in point.times}
+            | {"precision": precision}
             for value, point in measured.items()
         ]
     if can_launch_two(options.device):
-        swept["processes"] = [_with_processes(options, number) for number in (1, 2)]
+        rows = [_with_processes(options, number) for number in (1, 2)]
+        swept["processes"] = [{**row, "precision": penalties} for row in rows]
     curves = {axis: curves_of(axis, rows) for axis, rows in swept.items()}
     draw(curves, FIGURES / f"scaling_{options.device}.png")
     tables = []
@@ -106,7 +105,8 @@ def curves_of(axis, rows):
 
 def draw(curves, file):
     """Draw one panel an axis, logarithmic both ways, with the fitted exponent of each curve in the legend."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), squeeze=False)
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="tight")
+    panels = figure.subplots(1, len(curves), squeeze=False)
     for panel, (axis, named) in zip(panels[0], curves.items(), strict=True):
         for name, curve in named.items():
             label = f"{name}: {fitted_exponent(curve):.2f}"
@@ -117,10 +117,8 @@ def draw(curves, file):
         panel.set(xlabel=axis, ylabel="ms")
         panel.legend(fontsize=7, title="exponent", title_fontsize=7)
         panel.grid(alpha=0.3)
-    figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
 
 
 def can_launch_two(device):
@@ -133,18 +131,19 @@ def can_launch_two(device):
 
 
 class PenaltyAlone(nn.Module):
-    """A model whose losses are those that hooks add."""
+    """A model whose loss is its `penalty`, set later, since that depends on the model's wrapper."""
 
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
+        self.penalty = None
 
     def forward(self):
-        return {}
+        return self.penalty()[0]
 
 
 def _with_processes(options, number):
-    """The row of so many processes, each with one thread and the layers that the penalty's hook gives it."""
+    """The row of so many processes, each with one thread and its share of the layers."""
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
@@ -164,18 +163,13 @@ def measure_share(options, file):
     """
     torch.set_num_threads(1)
     model = PenaltyAlone(isonet(options))
-    # As in training: the hook divides the layers among processes that average their gradients, no others
+    # As in training: the layers are divided among processes that average their gradients, no others
     device_ids = [comm.get_local_rank()] if options.device == "cuda" else None
-    add_penalty(
-        create_ddp_model(model, device_ids=device_ids), load_config("", ["MODEL.DEVICE", options.device])
-    )
-
-    @tf32(False)
-    def step():
-        sum(model().values()).backward()
-
+    wrapped = create_ddp_model(model, device_ids=device_ids)
+    model.penalty = model_penalty(wrapped, load_config("", ["MODEL.DEVICE", options.device]))
+    step = tf32(options.dtype == "tf32")(lambda: model().backward())  # in a process of its own
     step()  # unmeasured: it allocates
-    # the hook gives the layers of other processes a gradient of 0
+    # the layers of other processes have a gradient of 0
     own = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
     times = []
     for _ in range(min(options.repeats, ROUNDS)):

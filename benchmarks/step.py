@@ -6,10 +6,10 @@ from iso_d2.engine.choices import PAPER_COEFF
 from iso_d2.isometry import orthogonality_losses
 
 from .networks import (
-    add_penalty,
     detection_batch,
     isonet,
     load_model,
+    model_penalty,
     networks,
     norms,
     penalised_convs,
@@ -68,22 +68,17 @@ def _with_optimizer(options, seconds):
 
 
 def measure_detectors(options, seconds, opts=()):
-    """Table of whole training steps of Faster R-CNN on an FPN, without the optimizer.
-
-    `opts` are KEY VALUE pairs for all configs.
-    """
+    """Table of steps of Faster R-CNN on an FPN, no optimizer; `opts` are KEY VALUE pairs of all configs."""
     ours = f"R-ISONet-{options.depth} FPN"
     every = f"{ours}, penalty at every step"
     opts = ["MODEL.ISONET.DEPTH", options.depth, *resnet_depth(options), *opts]
     iso, cfg = load_model(ISO_DETECTOR, options, opts)
     batch = detection_batch(options, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    plain_step = training_step(iso, options, batch)
-
-    def step_with_penalty():
-        with add_penalty(iso, cfg):
-            plain_step()
-
-    cases = {ours: plain_step, every: step_with_penalty}
+    penalty = model_penalty(iso, cfg)
+    cases = {
+        ours: training_step(iso, options, batch),
+        every: training_step(iso, options, batch, penalty=lambda: penalty()[0]),
+    }
     for norm in norms(options):
         model, _ = load_model(RESNET_DETECTOR, options, [*opts, "MODEL.RESNETS.NORM", norm])
         cases[f"ResNet-{options.depth} FPN {norm}"] = training_step(model, options, batch)
@@ -96,8 +91,8 @@ def measure_detectors(options, seconds, opts=()):
         )
     rows = measured.rows(ours)
     (with_penalty,) = (row for row in rows if row["network"] == every)
-    penalty = measured.with_derived("penalty", lambda row: row[every] - row[ours])
-    share = with_penalty["penalty's share"] = penalty.ratio("penalty", every)
+    added = measured.with_derived("penalty", lambda row: row[every] - row[ours])
+    share = with_penalty["penalty's share"] = added.ratio("penalty", every)
     if options.device == "cuda" and options.has_targets:
         with_penalty["target"] = judge(share, at_most=PENALTY_SHARE, percent=True)
     shape = (options.detector_batch, 3, *options.detector_size)

@@ -61,13 +61,10 @@ class Comparison:
         return Comparison({**self.times, name: [compute(row) for row in rounds]})
 
     def rows(self, ours, column="network", limits=None, images=None):
-        """Rows of a table: the time of each alternative, and that of ours over it.
+        """Rows of a table: the time of each alternative, and that of `ours` over it.
 
-        Args:
-            ours (str): the one that the others are compared with.
-            column (str): of the names.
-            limits (dict[str, float] or None): name -> the largest ratio wanted.
-            images (int or None): how many a call works on, for images a second.
+        `column` is that of the names, `limits` name -> the largest ratio wanted, `images` how many a call
+        works on, for images a second.
         """
         rows = []
         for name in self.times:
@@ -89,16 +86,7 @@ def compare(cases, rounds, seconds=math.inf):
     end with `rounds`, or before one that would go beyond `seconds`; LEAST_ROUNDS of them are made all the
     same (LEAST_LONG_ROUNDS where one takes over LONG_ROUND seconds), if `rounds` allows.
 
-    Args:
-        cases (dict[str, callable]): called without arguments.
-        rounds (int): how many at most, 1 or more.
-        seconds (float): time for all of it.
-
-    Returns:
-        Comparison
-
-    Raises:
-        ValueError: no alternatives, or no rounds.
+    `cases` are called without arguments. No alternatives, or less than one round, is a ValueError.
     """
     if not cases or rounds < 1:
         raise ValueError(f"compare needs alternatives and 1 round or more, got {len(cases)} and {rounds}")

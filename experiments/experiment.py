@@ -20,99 +20,62 @@ TABLES_FOLDER = Path(__file__).parent / "tables"
 
 @dataclass(frozen=True)
 class Setting:
-    """How an experiment is trained at one scale.
+    """How an experiment is trained at one scale."""
 
-    Args:
-        config (str): a yaml file, relative to the repository.
-        options (tuple[str]): KEY VALUE pairs after it.
-        setup (str): size and schedule in words, for the tables.
-        evaluate (str): a data set that is evaluated once more, after the training; "" for none.
-    """
-
-    config: str
-    options: tuple = ()
-    setup: str = ""
-    evaluate: str = ""
+    config: str  # a yaml file, relative to the repository
+    options: tuple = ()  # KEY VALUE pairs after it
+    setup: str = ""  # size and schedule in words, for the tables
+    evaluate: str = ""  # a data set that is evaluated once more, after the training; "" for none
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A network with a setting.
+    """A network with a setting."""
 
-    Args:
-        name (str): unique; names the files of its results.
-        group (str): one of GROUPS.
-        table (str): name of the table whose row it is.
-        label (str): what tells it apart in that table.
-        settings (dict): scale -> Setting; a string: why there is none.
-        report (tuple[str]): what the report gives for each metric of the table; "" for nothing.
-        net (str): its line in a figure by the images of a batch.
-        starts_from (str): name of the experiment whose backbone it starts from; "" for none.
-        weights (tuple[str]): checkpoints under the data set root. If all are there it starts from the first
-            in place of that experiment; the others are for what it is compared with: equal starts or none.
-        same_as (str): name of the experiment whose result is this one's, too, at full scale; "" for none.
-    """
-
-    name: str
-    group: str
-    table: str
-    label: str
-    settings: dict
-    report: tuple = ()
-    net: str = ""
-    starts_from: str = ""
+    name: str  # unique; names the files of its results
+    group: str  # one of GROUPS
+    table: str  # name of the table whose row it is
+    label: str  # what tells it apart in that table
+    settings: dict  # scale -> Setting; a string: why there is none
+    report: tuple = ()  # what the report gives for each metric of the table; "" for nothing
+    net: str = ""  # its line in a figure by the images of a batch
+    starts_from: str = ""  # name of the experiment whose backbone it starts from; "" for none
+    # Checkpoints under the data set root. If all are there it starts from the first in place of that
+    # experiment; the others are for what it is compared with: equal starts or none.
     weights: tuple = ()
-    same_as: str = ""
+    same_as: str = ""  # name of the experiment whose result is this one's, too, at full scale; "" for none
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a run.
+    """A figure of a run."""
 
-    Args:
-        heading (str): its exact name and unit.
-        dataset (str): on which it is measured; "" is the loss of the training itself.
-        name (str): of the evaluator's result.
-        digits (int): after the decimal point.
-        last (int): the mean of so many evaluations at the end of the training; 1: the one after it.
-        part (str): heading of the part of the table to which it belongs; "" for none.
-    """
-
-    heading: str = ""
-    dataset: str = ""
-    name: str = ""
-    digits: int = 1
-    last: int = 1
-    part: str = ""
+    heading: str = ""  # its exact name and unit
+    dataset: str = ""  # on which it is measured; "" is the loss of the training itself
+    name: str = ""  # of the evaluator's result
+    digits: int = 1  # after the decimal point
+    last: int = 1  # the mean of so many evaluations at the end of the training; 1: the one after it
+    part: str = ""  # heading of the part of the table to which it belongs; "" for none
+    unit: str = "{}"  # how its values are written in a verdict, with {} in their place
+    lower: bool = False  # whether lower values are better
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that compares experiments.
+    """A table that compares experiments."""
 
-    Args:
-        name (str): names its figures.
-        title (str): heading.
-        metrics (tuple[Metric]): its figures.
-        experiments (tuple[Experiment]): its rows.
-        protocol (str): in what our runs differ from the report's.
-        curve (Metric or None): what its figure shows, beside the loss.
-        by_batch (bool): its figure shows that measure by the images of a batch, in place of the curves.
-        samples (str): "mri" or "coco", whose pictures of predictions are drawn; "" for none.
-    """
-
-    name: str
-    title: str
-    metrics: tuple
-    experiments: tuple
-    protocol: str = ""
-    curve: Metric | None = None
-    by_batch: bool = False
-    samples: str = ""
+    name: str  # names its figures
+    title: str  # heading
+    metrics: tuple  # its figures, Metric
+    experiments: tuple  # its rows, Experiment
+    protocol: str = ""  # in what our runs differ from the report's
+    curve: Metric | None = None  # what its figure shows, beside the loss
+    by_batch: bool = False  # its figure shows that measure by the images of a batch, in place of the curves
+    samples: str = ""  # "mri" or "coco", whose pictures of predictions are drawn; "" for none
 
 
 def read_tables(path):
-    """The tables of a file.
+    """list[Table]: the tables of a file.
 
     Args:
         path (Path): yaml with a ``group`` and ``tables``. A table has the fields of :class:`Table`;
@@ -120,9 +83,6 @@ def read_tables(path):
             ``setup``, ``options`` and ``evaluate`` of all its experiments, or a string: why there are none.
             An experiment has the fields of :class:`Experiment` and, in place of ``settings``, a text for each
             scale: ``CONFIG KEY VALUE ...`` (``short`` stands for medium and small; a list is joined).
-
-    Returns:
-        list[Table]
     """
     content = CfgNode.load_yaml_with_base(str(path))
     return [_table(content["group"], **entry) for entry in content["tables"]]
@@ -139,11 +99,10 @@ def _table(group, name, scales, experiments, title="", metrics=(), curve=None, *
 
 
 def _experiment(group, table, scales, name, label, full=None, medium=None, small=None, short=None, **more):
-    same_as = more.get("same_as", "")
     texts = {"full": full, "medium": medium or short, "small": small or short}
     settings = {scale: _setting(scales.get(scale, LEFT_OUT), text) for scale, text in texts.items()}
-    if same_as:
-        settings["full"] = f"the same as {same_as}"
+    if "same_as" in more:
+        settings["full"] = f"the same as {more['same_as']}"
     more = {key: tuple(value) if isinstance(value, list) else value for key, value in more.items()}
     return Experiment(name, group, table, label, settings, **more)
 
@@ -151,13 +110,9 @@ def _experiment(group, table, scales, name, label, full=None, medium=None, small
 def _setting(common, text):
     if isinstance(common, str) or text is None:
         return common if isinstance(common, str) else LEFT_OUT
-    config, *own = _words(text)
-    options = (*_words(common.get("options", "")), *own)
+    config, *own = shlex.split(text if isinstance(text, str) else " ".join(text))
+    options = (*shlex.split(common.get("options", "")), *own)
     return Setting(config, options, common["setup"], common.get("evaluate", ""))
-
-
-def _words(text):
-    return shlex.split(text if isinstance(text, str) else " ".join(text))
 
 
 TABLES = [table for name in FILES for table in read_tables(TABLES_FOLDER / f"{name}.yaml")]

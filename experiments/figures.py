@@ -1,15 +1,13 @@
 """Pictures for the README: learning curves, and samples of predictions (the report's figures 7 and 8)."""
 
 import io
-import math
 import statistics
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .experiment import SCALES, TABLES
-from .record import records_of, task_loss, value_of
+from .record import records_of, scores, task_loss
 from .run import IMAGES
 from .samples import SAMPLES
 
@@ -28,7 +26,7 @@ def write_figures(root, records):
     Returns:
         tuple: list[Path] of the files written, and list[str] of what could not be drawn, with the reason.
     """
-    folder = Path(root) / WHERE_FIGURES
+    folder = root / WHERE_FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     drawn, notes = [], []
     for scale in SCALES:
@@ -39,7 +37,7 @@ def write_figures(root, records):
             if not figure or not table.samples:
                 continue
             try:
-                figure = SAMPLES[table.samples](Path(root), table, scale, records)
+                figure = SAMPLES[table.samples](root, table, scale, records)
             except (KeyError, OSError, RuntimeError, ValueError) as error:
                 notes.append(f"no new pictures of {table.name} at {scale} scale: {error}")
                 continue
@@ -50,13 +48,7 @@ def write_figures(root, records):
 def curves(table, records, scale):
     """Training loss, and the table's measure on test data, by epoch, of the first seed of each experiment.
 
-    Args:
-        table (Table): its ``curve`` is that measure.
-        records (dict): scale -> experiment -> list of records.
-        scale (str): of the runs.
-
-    Returns:
-        Figure or None: None if there is nothing to draw.
+    Returns a matplotlib Figure; None if there is nothing to draw.
     """
     found = [(experiment.label, records_of(experiment, scale, records)) for experiment in table.experiments]
     chosen = [(label, group[0]) for label, group in found if group and group[0]["curve"]]
@@ -92,15 +84,12 @@ def curves(table, records, scale):
 def by_batch(table, records, scale):
     """The table's measure by the images of a batch: a line for each network, mean and spread of its seeds.
 
-    Arguments and result as of :func:`curves`. A training that diverged counts as 0.
+    Arguments and result as of :func:`curves`. What :func:`.record.scores` says of gaps holds.
     """
     lines = {}
     for experiment in table.experiments:
         group = records_of(experiment, scale, records)
-        values = [value_of(record, table.curve) for record in group]
-        # a training that diverged has learned nothing, and one that finds nothing has an AP of NaN
-        values = [0.0 if value is None or math.isnan(value) else value for value in values]
-        if values:
+        if values := scores(group, table.curve):
             lines.setdefault(experiment.net, []).append((group[0]["batch"], values))
     if not lines:
         return None
@@ -140,15 +129,7 @@ def epochs(record, point):
 
 
 def save(figure, path):
-    """Write a figure as a PNG of 256 colours, smaller where it would have more than 300 kB.
-
-    Args:
-        figure (Figure): matplotlib's.
-        path (Path): the file.
-
-    Returns:
-        Path: the file.
-    """
+    """Write a figure as a PNG of 256 colours, smaller where it had more than 300 kB; returns the path."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="png")
     image = Image.open(buffer).convert("RGB")

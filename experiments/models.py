@@ -13,14 +13,10 @@ SIZES = {"cifar": 32, "lgg": 224}
 
 
 def parameters_and_flops(cfg):
-    """Count a model's parameters, and its multiply-adds for one image in inference.
+    """tuple: int, a model's parameters, and int or None, its multiply-adds for one image in inference.
 
-    Args:
-        cfg (CfgNode): the config; the model is built on the CPU, with random weights.
-
-    Returns:
-        tuple: int, and int or None. None: a detector, whose cost depends on what it proposes, or a size
-        that is not known.
+    None: of a detector, whose cost depends on what it proposes, or a size that is not known. The model is
+    built on the CPU, with random weights.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -50,12 +46,7 @@ def input_size(cfg):
 
 
 def write_backbone(checkpoint, destination):
-    """Write the backbone's weights of an ImageClassifier as a checkpoint that fits under an FPN, too.
-
-    Args:
-        checkpoint (Path): Detectron2's, of an ImageClassifier over any backbone.
-        destination (Path): the file to write.
-    """
+    """Write the backbone's weights in an ImageClassifier's checkpoint as one that fits under an FPN, too."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
     prefix, head = "backbone.", "backbone.linear."
     backbone = {

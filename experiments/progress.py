@@ -1,5 +1,6 @@
 """How far the runs are, and how long the rest will take."""
 
+import datetime
 import sys
 import time
 
@@ -11,22 +12,13 @@ class Progress:
     """One line on what runs now, with elapsed and remaining time of it and of everything.
 
     The remaining time comes from what the iterations of a run have taken so far. For a run that has not begun
-    it is the mean of those of its table, else of its group.
-
-    Args:
-        runs (sequence of Run): all that are to be carried out.
-        parallel (int): how many side by side.
-        say (callable): takes a line.
-        clock (callable): seconds.
+    it is the mean of those of its table, else of its group. `runs` are all that are to be carried out,
+    `parallel` of them side by side; `say` takes a line, `clock` gives seconds.
     """
 
     def __init__(self, runs, parallel, say, clock=time.monotonic):
-        self.runs = list(runs)
-        self.parallel = parallel
-        self.say = say
-        self.clock = clock
-        self.begin = clock()
-        self._last = self.begin
+        self.runs, self.parallel, self.say, self.clock = list(runs), parallel, say, clock
+        self.begin = self._last = clock()
         self._begun = {}  # name -> (seconds, iterations done before)
         self._rates = {}  # name -> seconds an iteration has taken, start and evaluations included
         self._ended = set()
@@ -42,16 +34,11 @@ class Progress:
         self._ended.add(run.name)
 
     def show(self, active):
-        """Say the line, if it is time for it again.
-
-        Args:
-            active (list[Run]): those that are trained now.
-        """
+        """Say the line on the runs that are trained now, if it is time for it again."""
         on_terminal = self.say is print and sys.stdout.isatty()
         period = TERMINAL_PERIOD if on_terminal else FILE_PERIOD
         if active and self.clock() - self._last >= period:
-            self._last = self.clock()
-            line = self.line(active)
+            self._last, line = self.clock(), self.line(active)
             if on_terminal:
                 print(f"\r\033[K{line}", end="", flush=True)
             else:
@@ -79,12 +66,8 @@ class Progress:
 
     def remaining(self, run):
         """float or None: seconds that a run still takes; None: nothing like it has been measured."""
-        for is_like in (
-            lambda other: other is run,
-            lambda other: other.experiment.table == run.experiment.table,
-            lambda other: other.experiment.group == run.experiment.group,
-        ):
-            like = [other for other in self.runs if is_like(other) and other.name in self._rates]
+        for kind in (lambda r: r.name, lambda r: r.experiment.table, lambda r: r.experiment.group):
+            like = [other for other in self.runs if kind(other) == kind(run) and other.name in self._rates]
             if like:
                 rate = sum(self._rates[other.name] for other in like) / len(like)
                 return rate * max(0, run.iterations - run.iteration())
@@ -99,8 +82,4 @@ class Progress:
 
 def clock_text(seconds):
     """'1:02:03' of a number of seconds; '?' of None."""
-    if seconds is None:
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))

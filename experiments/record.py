@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import statistics
@@ -30,17 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def write_record(run, diverged=None):
-    """Write the record of a run that has ended.
+    """dict: the record of a run that has ended, which is written to ``run.record_file``.
 
-    Args:
-        run (Run): its folder holds what the training left.
-        diverged (int or None): iteration at which the loss was not finite any more.
-
-    Returns:
-        dict: what was written to ``run.record_file``.
-
-    Raises:
-        ValueError: the training left no metrics.
+    `diverged` is the iteration at which the loss was not finite any more. A ValueError says that the training
+    left no metrics in the run's folder.
     """
     folder = run.root / run.folder
     lines = merged_lines(read_metrics(folder / "metrics.json"))
@@ -96,16 +90,9 @@ def merged_lines(lines):
 
 
 def evaluations_of(lines, test_names):
-    """The evaluations in a training's metrics.
+    """dict[str, list[dict]]: data set -> ``iteration`` and ``metrics`` (by name) of its evaluations.
 
-    With one of DATASETS.TEST Detectron2 writes "bbox/AP", with several "<data set>/bbox/AP".
-
-    Args:
-        lines (list[dict]): of metrics.json.
-        test_names (list[str]): DATASETS.TEST.
-
-    Returns:
-        dict[str, list[dict]]: data set -> ``iteration`` and ``metrics`` (by name, without the task).
+    With one of DATASETS.TEST, `test_names`, Detectron2 writes "bbox/AP", with several "<data set>/bbox/AP".
     """
     found = {}
     for line in lines:
@@ -146,6 +133,17 @@ def value_of(record, metric):
     if metric.dataset:
         return record["final"].get(metric.dataset, {}).get(metric.name)
     return task_loss(record["curve"][-1]) if record["curve"] else None
+
+
+def scores(records, metric):
+    """tuple[float]: a metric of the seeds of an experiment, to be compared.
+
+    Of a training that diverged, and of one whose metric is not a number (the AP of a detector that finds
+    nothing), it is 0, or 1 where lower is better. Records that do not have the metric are left out.
+    """
+    nothing = 1.0 if metric.lower else 0.0
+    found = [nothing if record["diverged_at"] is not None else value_of(record, metric) for record in records]
+    return tuple(nothing if math.isnan(value) else value for value in found if value is not None)
 
 
 def mean_text(values, metric):

@@ -26,30 +26,18 @@ INTRODUCTION = (
 def write_report(root):
     """Write docs/figures/, the tables in results/README.md and, if it has the marks, README.md's verdicts.
 
-    Args:
-        root (Path): the repository.
-
-    Returns:
-        str: what was written, and which figures could not be and why.
-
-    Raises:
-        ValueError: a file has one mark without the other, or in the wrong order.
+    Returns what was written, and which figures could not be and why. Marks that do not fit are a ValueError.
     """
     records = {scale: read_records(root, scale) for scale in SCALES}
     # First, since the tables show those figures that there are
     written, notes = write_figures(root, records)
-    path = root / "results" / "README.md"
-    text = (
-        path.read_text()
-        if path.is_file()
-        else f"# Measured results\n\n{_marks(RESULTS)[0]}\n{_marks(RESULTS)[1]}\n"
-    )
-    write_atomically(path, with_part(text, RESULTS, results_text(root, records), path.name))
-    written.append(path)
-    path = root / "README.md"
-    if path.is_file() and _marks(VERDICTS)[0] in path.read_text():
-        table = verdict_table(records, short=True)
-        write_atomically(path, with_part(path.read_text(), VERDICTS, table, path.name))
+    path, front = root / "results" / "README.md", root / "README.md"
+    text = path.read_text() if path.is_file() else "\n".join(["# Measured results\n", *_marks(RESULTS), ""])
+    changes = [(path, text, RESULTS, results_text(root, records))]
+    if front.is_file() and _marks(VERDICTS)[0] in (text := front.read_text()):
+        changes.append((front, text, VERDICTS, verdict_table(records, short=True)))
+    for path, text, name, part in changes:
+        write_atomically(path, with_part(text, name, part, path.name))
         written.append(path)
     return "\n".join([*(f"written: {path.relative_to(root)}" for path in written), *notes])
 
@@ -59,19 +47,9 @@ def _marks(name):
 
 
 def with_part(text, name, part, where):
-    """A text with the part between the marks of a name exchanged.
+    """str: the text of a file with the part between the marks of a name, RESULTS or VERDICTS, exchanged.
 
-    Args:
-        text (str): of a file.
-        name (str): RESULTS or VERDICTS.
-        part (str): what comes between the marks.
-        where (str): the file's name, for the message.
-
-    Returns:
-        str
-
-    Raises:
-        ValueError: the marks are not there, each once and in order.
+    A ValueError, which says `where`, if the marks are not there, each once and in order.
     """
     begin, end = _marks(name)
     if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
@@ -82,18 +60,8 @@ def with_part(text, name, part, where):
 
 def results_text(root, records):
     """str: the verdicts, and every table that holds a measurement, in markdown."""
-    lines = [
-        "## Do the report's claims hold?",
-        "",
-        verdict_table(records),
-        "",
-        RULE,
-        "",
-        "## The runs",
-        "",
-        INTRODUCTION,
-        "",
-    ]
+    lines = ["## Do the report's claims hold?", "", verdict_table(records), "", RULE, ""]
+    lines += ["## The runs", "", INTRODUCTION, ""]
     lines += [line for scale in SCALES if (line := origin(scale, records.get(scale, {})))]
     for table in TABLES:
         if rows := table_lines(table, records):

@@ -1,5 +1,6 @@
 """One experiment at a scale with a seed: its commands, its files and how far it is."""
 
+import contextlib
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ from detectron2.data import DatasetCatalog
 
 from iso_d2.config import add_iso_config
 from iso_d2.data import dataset_root
+from iso_d2.data.cifar import CIFAR10, CIFAR100
 from iso_d2.data.lgg import SOURCE as LGG_SOURCE
 from iso_d2.engine.setup import load_config
 
@@ -28,25 +30,26 @@ IMAGES = {
     "lgg_image_train": 3340,
     "shapes_train": 240,
 }
+# Beginning of a data set's name -> the folders below the data set root of which it needs one, and what to do
+SOURCES = {
+    "cifar10_": (CIFAR10.folders.values(), "run tools/prepare_cifar.py"),
+    "cifar100_": (CIFAR100.folders.values(), "run tools/prepare_cifar.py"),
+    "coco_": (["coco/val2017"], "run tools/make_coco_subset.py again"),
+    "lgg_": (["lgg-mri-segmentation/kaggle_3m"], f"get the whole set, {LGG_SOURCE}"),
+}
 # Keys that say where and from what a training runs, not what it is
 ELSEWHERE = ("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "MODEL.WEIGHTS", "VERSION")
 
 
 @dataclass(frozen=True)
 class Run:
-    """An experiment at a scale with a seed.
-
-    Args:
-        experiment (Experiment): what is run.
-        scale (str): one of SCALES.
-        seed (int): SEED of the training.
-        root (Path): the repository; commands run there and everything is written below it.
-    """
+    """An experiment at a scale with a seed."""
 
     experiment: Experiment
-    scale: str
-    seed: int
-    root: Path
+    scale: str  # one of SCALES
+    seed: int  # SEED of the training
+    root: Path  # the repository; commands run there and everything is written below it
+    device: str = ""  # MODEL.DEVICE; "": the CPU, but at full scale as the config says
 
     @property
     def name(self):
@@ -76,23 +79,22 @@ class Run:
         own = [dataset_root() / weights for weights in self.experiment.weights]
         if own and all(path.is_file() for path in own):
             return str(own[0])
-        other = Path("output", "reproduce", self.scale, self.experiment.starts_from, f"seed{self.seed}")
-        return str(other / BACKBONE_FILE)
+        return str(self.folder.parents[1] / self.experiment.starts_from / f"seed{self.seed}" / BACKBONE_FILE)
 
     def options(self):
         """list[str]: KEY VALUE pairs of the training."""
-        pairs = ["OUTPUT_DIR", str(self.folder), "SEED", str(self.seed), *self.setting.options]
+        device = self.device or ("" if self.scale == "full" else "cpu")
+        pairs = ["OUTPUT_DIR", str(self.folder), "SEED", str(self.seed)]
+        pairs += [*(["MODEL.DEVICE", device] if device else []), *self.setting.options]
         return [*pairs, "MODEL.WEIGHTS", self.start] if self.start else pairs
 
     def commands(self):
         """list[list[str]]: to be run one after the other in the root."""
         base = [sys.executable, "tools/train_net.py", "--resume"]
         options = ["--config-file", self.setting.config, *self.options()]
-        commands = [[*base, *options]]
-        if self.setting.evaluate:
-            test = ["DATASETS.TEST", f"('{self.setting.evaluate}',)"]
-            commands.append([*base, "--eval-only", *options, *test])
-        return commands
+        test = ["DATASETS.TEST", f"('{self.setting.evaluate}',)"]
+        evaluation = [[*base, "--eval-only", *options, *test]] if self.setting.evaluate else []
+        return [[*base, *options], *evaluation]
 
     @functools.cached_property
     def config(self):
@@ -121,26 +123,27 @@ class Run:
     def outdated(self):
         """str: why its record, which must be there, is not of this run; "" if it is."""
         try:
-            made = json.loads(self.record_file.read_text()).get("configuration", {})
+            made = json.loads(self.record_file.read_text()).get("configuration")
         except (AttributeError, ValueError):
             return f"{self.record_file.name} is damaged"
+        if made is None:
+            return f"{self.record_file.name} has an old format, which does not say its configuration"
         now = configuration(self.config)
-        changed = [key for key in sorted({*made, *now}) if made.get(key) != now.get(key)]
-        if not changed:
+        key, *more = [key for key in sorted({*made, *now}) if made.get(key) != now.get(key)] or [""]
+        if not key:
             return ""
-        key = changed[0]
-        more = f", and {len(changed) - 1} more" if changed[1:] else ""
+        there, here = (values.get(key, "by default") for values in (made, now))
+        others = f", and {len(more)} more" if more else ""
         return (
-            f"{self.record_file.name} is of another configuration "
-            f"({key} {made.get(key, 'by default')} there, {now.get(key, 'by default')} here{more})"
+            f"{self.record_file.name} is of another configuration ({key} {there} there, {here} here{others})"
         )
 
-    def obstacle(self):
-        """str: why it cannot be run now; "" if it can."""
+    def obstacle(self, load=False):
+        """str: why it cannot be run now; "" if it can. With `load` its data sets are read whole."""
         if isinstance(self.setting, str):
             return self.setting
         names = {*self.config.DATASETS.TRAIN, *self.config.DATASETS.TEST, self.setting.evaluate} - {""}
-        reasons = dict.fromkeys(missing(name, dataset_root()) for name in sorted(names))
+        reasons = dict.fromkeys(missing(name, dataset_root(), load) for name in sorted(names))
         if any(reasons):
             return " ".join(filter(None, reasons))
         if self.start and not (self.root / self.start).is_file():
@@ -153,7 +156,8 @@ class Run:
     def state(self):
         """str: how far it is, in words."""
         if self.record_file.is_file() and not isinstance(self.setting, str):
-            return self.outdated() or "done"
+            why = self.outdated()
+            return f"{why}: run it again, which sets that file aside" if why else "done"
         if obstacle := self.obstacle():
             return obstacle
         iteration = self.iteration()
@@ -161,58 +165,45 @@ class Run:
 
 
 def configuration(cfg):
-    """What a config sets otherwise than the defaults, so that a new key with a default changes nothing.
+    """dict: what a config sets otherwise than the defaults, key with its dots -> value as one types it.
 
-    Args:
-        cfg (CfgNode): of a training.
-
-    Returns:
-        dict: key with its dots -> value as text, as one types it; without what says where the training runs.
+    A new key with a default changes nothing. What says where the training runs is left out.
     """
     defaults = get_cfg()
     add_iso_config(defaults)
-    usual = _flat(defaults)
-    changed = {key: value for key, value in _flat(cfg).items() if usual.get(key, ...) != value}
-    return {key: value for key, value in changed.items() if key not in ELSEWHERE}
+    usual = dict(_flat(defaults))
+    return {key: value for key, value in _flat(cfg) if usual.get(key, ...) != value and key not in ELSEWHERE}
 
 
 def _flat(node, prefix=""):
-    found = {}
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            found |= _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return found
-
-
-# Beginning of a data set's name -> how to get what is missing
-SOURCES = {
-    "coco": "run tools/make_coco_subset.py again",
-    "cifar": "run tools/prepare_cifar.py",
-    "lgg": f"get the whole set, {LGG_SOURCE}",
-}
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
 @functools.cache
-def missing(name, root):
-    """What is wrong with a data set, by reading it.
+def missing(name, root, load=False):
+    """str: what is wrong with a data set and what to do about it; "" if nothing is.
 
     Args:
         name (str): in Detectron2's catalogs.
         root (Path): of the data sets; another one is looked at again.
-
-    Returns:
-        str: what to do about it; "" if all its images are there.
+        load (bool): read it and count its images; without, only its folder is looked for.
     """
-    try:
+    known = (source for start, source in SOURCES.items() if name.startswith(start))
+    folders, advice = next(known, ([], "get the others"))
+    present = not folders or any((root / folder).is_dir() for folder in folders)
+    if not load and present and name in DatasetCatalog:
+        return ""
+    try:  # what is not there says so at once
         found = len(DatasetCatalog.get(name))
-    except (OSError, ValueError) as error:
-        return str(error)
+    except (KeyError, OSError, ValueError) as error:
+        return str(error.args[0] if isinstance(error, KeyError) else error)
     expected = IMAGES.get(name, found)
     if found == expected:
         return ""
-    advice = next((text for prefix, text in SOURCES.items() if name.startswith(prefix)), "get the others")
     return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: {advice}"
 
 
@@ -220,10 +211,8 @@ def read_metrics(path):
     """list[dict]: the lines of a metrics.json; a last one that is not written to its end does not count."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else ():
-        try:
+        with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
-        except ValueError:
-            continue
     return [line for line in lines if "iteration" in line]
 
 

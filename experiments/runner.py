@@ -27,39 +27,27 @@ DIVERGED = re.compile(
 
 
 class Runner:
-    """Carries out runs until all are done, one cannot go on or the time is over.
+    """Carries out runs in their order until all are done or the time is over.
 
     Args:
-        runs (sequence of Run): in their order.
+        runs (sequence of Run): what is to be done.
         parallel (int): how many side by side.
         budget (float or None): seconds from the start after which everything is stopped; None: no end.
         force (bool): carry those out again that have a record; it is set aside at once.
-        say (callable): takes each line of the progress.
-        record (callable): as :func:`.record.write_record`.
-        clock (callable): seconds.
+        say, record, clock (callable): take a line; as :func:`.record.write_record`; give seconds.
     """
 
     def __init__(
         self, runs, parallel=1, budget=None, force=False, say=print, record=write_record, clock=time.monotonic
     ):
-        self.runs = list(runs)
-        self.parallel = parallel
-        self.budget = budget
-        self.force = force
-        self.say = say
-        self.record = record
-        self.clock = clock
-        self.failed, self.skipped, self.done = {}, {}, []
+        self.runs, self.parallel, self.budget, self.force = list(runs), parallel, budget, force
+        self.say, self.record, self.clock = say, record, clock
+        self.failed, self.skipped = {}, {}
         self.stopped = ""
         self._active = {}  # future -> Training
 
     def run(self):
-        """Carry them out.
-
-        Returns:
-            bool: whether none failed. ``failed`` and ``skipped`` hold name -> reason, ``stopped`` why
-            something is left.
-        """
+        """bool: whether none failed. ``failed``, ``skipped``: name -> reason; ``stopped``: why so early."""
         started = self.clock()
         waiting = self._choose()
         progress = Progress(waiting, self.parallel, self.say, self.clock)
@@ -92,32 +80,31 @@ class Runner:
 
     def _choose(self):
         """list[Run]: those to be carried out."""
-        waiting = []
-        starts = {run.experiment.name for run in self.runs}
+        waiting, names = [], {run.experiment.name for run in self.runs}
         for run in self.runs:
-            if self._is_done(run):
+            recorded = run.record_file.is_file() and not isinstance(run.setting, str)
+            outdated = run.outdated() if recorded and not self.force else ""
+            if outdated:
+                self.say(f"{run.name}: {outdated}: it is run again")
+            again = self.force or outdated
+            if recorded and not again and not self._lacks_weights(run):
                 self.say(f"{run.name}: done already ({run.record_file.relative_to(run.root)})")
-            elif isinstance(run.setting, str) or (
-                run.obstacle() and run.experiment.starts_from not in starts
-            ):
-                self._skip(run)
-            else:
-                waiting.append(run)
-                if run.record_file.is_file() and (self.force or run.outdated()):
-                    _set_aside(run)
+                continue
+            reason = run.obstacle()
+            if reason and (isinstance(run.setting, str) or run.experiment.starts_from not in names):
+                self._skip(run, reason)
+                continue
+            waiting.append(run)
+            if recorded and again:
+                _set_aside(run)
         return waiting
 
-    def _is_done(self, run):
-        """Whether its record is of this configuration and whoever starts from it has its weights."""
-        if self.force or isinstance(run.setting, str) or not run.record_file.is_file():
+    def _lacks_weights(self, run):
+        """Whether others are still to start from its weights, which are not here any more."""
+        if run.experiment.table != PRETRAINING or (run.root / run.folder / BACKBONE_FILE).is_file():
             return False
-        if why := run.outdated():
-            self.say(f"{run.name}: {why}: it is run again")
-            return False
-        if run.experiment.table == PRETRAINING and not (run.root / run.folder / BACKBONE_FILE).is_file():
-            followers = [other for other in self.runs if other.experiment.starts_from == run.experiment.name]
-            return all(other.record_file.is_file() for other in followers if other.seed == run.seed)
-        return True
+        followers = [other for other in self.runs if other.experiment.starts_from == run.experiment.name]
+        return not all(other.record_file.is_file() for other in followers if other.seed == run.seed)
 
     def _next(self, waiting):
         """The first that does not start from what is still to come; None if there is none."""
@@ -127,13 +114,14 @@ class Runner:
             (run for run in waiting if (run.experiment.starts_from, run.seed) not in unfinished), None
         )
 
-    def _skip(self, run):
-        self.skipped[run.name] = run.obstacle()
-        self.say(f"{run.name}: skipped. {self.skipped[run.name]}")
+    def _skip(self, run, reason):
+        self.skipped[run.name] = reason
+        self.say(f"{run.name}: skipped. {reason}")
 
     def _start(self, run, threads, progress):
-        if run.obstacle():  # it starts from the weights of another run, which did not come
-            self._skip(run)
+        # incomplete data, or it starts from the weights of another run, which did not come
+        if reason := run.obstacle(load=True):
+            self._skip(run, reason)
             progress.ended(run)
             return
         try:
@@ -160,7 +148,6 @@ class Runner:
         except (KeyError, OSError, ValueError) as problem:
             self._fail(run, f"no record: {type(problem).__name__}: {problem}")
             return
-        self.done.append(run.name)
         how = "done" if not diverged else f"diverged at iteration {iteration}"
         self.say(f"{run.name}: {how}, {run.record_file.relative_to(run.root)}")
 

@@ -20,19 +20,9 @@ MAX_DETECTIONS = 8
 def draw_mri(root, table, scale, records):
     """Validation slices with the truth and the prediction of each network (the report's figure 7).
 
-    The slices are those with the most tumour of four patients, spread evenly over the set by its size.
-
-    Args:
-        root (Path): the repository, below which the checkpoints lie.
-        table (Table): its experiments are the networks.
-        scale (str): of their training.
-        records (dict): scale -> experiment -> list of records.
-
-    Returns:
-        Figure
-
-    Raises:
-        FileNotFoundError: a checkpoint or the data set is not here.
+    The slices are those with the most tumour of four patients, spread evenly over the set by its size. The
+    checkpoints lie below `root`; `records` is scale -> experiment -> list of records. Returns a matplotlib
+    Figure; a FileNotFoundError says that a checkpoint or the data set is not here.
     """
     runs = _runs(root, table.experiments, scale, records)
     predictors = {run.experiment.label: Predictor(_with_checkpoint(run)) for run in runs}
@@ -46,10 +36,8 @@ def draw_mri(root, table, scale, records):
     rows = []
     for index in spread_out(len(ranked), ROWS):
         record = ranked[index][1]
-        panels = {
-            "image": read_image(record["file_name"], "RGB"),
-            "truth": read_mask(record["mask_file_name"]),
-        }
+        image, truth = read_image(record["file_name"], "RGB"), read_mask(record["mask_file_name"])
+        panels = {"image": image, "truth": truth}
         for net, predict in predictors.items():
             probabilities = predict(record["file_name"])["sem_seg"][0].cpu().numpy()
             panels[net] = probabilities >= config.TEST.SEGMENTATION.THRESHOLD
@@ -60,8 +48,7 @@ def draw_mri(root, table, scale, records):
 def draw_coco(root, table, scale, records):
     """Test images with the true boxes and the detections of two networks (the report's figure 8).
 
-    Args, Returns, Raises: as for :func:`draw_mri`; drawn are the report's own two, or the first R-ISONet and
-    the first ResNet of those there are.
+    As :func:`draw_mri`, for the report's own two, or the first R-ISONet and the first ResNet there are.
     """
     trained = [one for one in table.experiments if records[scale].get(one.name)]
     chosen = [next((one for one in trained if key in one.name), None) for key in ("risonet", "resnet")]

@@ -22,14 +22,9 @@ POLL = 0.5
 
 
 class Training:
-    """The commands of a run, one after the other, each in a process of its own.
+    """The commands of a run, one after the other, each in a process of its own; `parallel` share the cores.
 
-    Args:
-        run (Run): what to run.
-        parallel (int): how many runs share the CPU cores.
-
-    Raises:
-        BlockingIOError: another call, or a training that has outlived its own, works in the run's folder.
+    A BlockingIOError says that another call, or a training that has outlived it, works in the run's folder.
     """
 
     def __init__(self, run, parallel):
@@ -54,11 +49,7 @@ class Training:
         self._process, self._stopped, self._starting = None, False, threading.Lock()
 
     def __call__(self):
-        """Run the commands to their end.
-
-        Returns:
-            str: what went wrong; "" if all went well.
-        """
+        """str: what went wrong with the commands, which are run to their end; "" if all went well."""
         try:
             for command in self.run.commands():
                 if error := self._execute(command):

@@ -43,13 +43,23 @@ def hardware(device, threads):
         model = found[1].strip() if found else model
     described = {"cpu": model, "cores": os.cpu_count(), "threads": threads, "gpu": None}
     if str(device).startswith("cuda"):
-        described["gpu"] = torch.cuda.get_device_name()
+        described["gpu"] = _gpu_name()
         described["cuda"] = torch.version.cuda
-        described["tf32"] = {
-            "convolution": torch.backends.cudnn.allow_tf32,
-            "matmul": torch.backends.cuda.matmul.allow_tf32,
-        }
+        # `allow_tf32` raises in a process that has set these
+        places = {"convolution": torch.backends.cudnn.conv, "matmul": torch.backends.cuda.matmul}
+        described["tf32"] = {name: place.fp32_precision == "tf32" for name, place in places.items()}
     return described
+
+
+def _gpu_name():
+    """str: of the first GPU. A process that has not used it asks the driver: a context would take memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", f"--id={first}", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown GPU"
 
 
 def git_state(root):

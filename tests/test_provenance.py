@@ -1,4 +1,8 @@
+import os
 import subprocess
+
+import pytest
+import torch
 
 from iso_d2.provenance import git_state, hardware, versions
 
@@ -22,3 +26,24 @@ def test_a_measurement_says_on_what_it_ran():
     described = hardware("cpu", 2)
     assert described["cpu"] and described["cores"] >= 1
     assert (described["threads"], described["gpu"]) == (2, None)
+
+
+def test_a_gpu_is_named_without_using_it(monkeypatch, tmp_path):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text('#!/bin/sh\ntest "$1" = --id=3 && echo "Some GPU"\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: pytest.fail("opens a context"))
+    assert hardware("cuda", 1)["gpu"] == "Some GPU"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")
+    assert hardware("cuda", 1)["gpu"] == "unknown GPU"
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "its name")
+    assert hardware("cuda", 1)["gpu"] == "its name"
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [("tf32", True), ("ieee", False)])
+def test_tf32_is_told_whatever_the_process_has_set_it_by(monkeypatch, precision, rounded):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+    assert hardware("cuda", 1)["tf32"]["matmul"] is rounded

@@ -1,6 +1,7 @@
 """Measure what isometric networks cost against others, and show it beside the targets.
 
-python tools/benchmark.py [penalty|activation|step|memory|inference|data|all ...] [--scaling] [...]
+python tools/benchmark.py [machine|penalty|activation|step|memory|inference|data|all ...] [--scaling] [...]
+python tools/benchmark.py profile           # where the time of a training step goes
 python tools/benchmark.py report [--output FILE]
 
 Alternatives are measured in turns within one run; each part is written to the output as soon as it is done.
@@ -16,15 +17,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import DTYPES, Options
-from benchmarks.report import as_markdown, describe_run, read_results
-from benchmarks.run import ALL, run_benchmark
+from benchmarks.report import as_markdown, read_results
+from benchmarks.run import ALL, PARTS, run_benchmark
+
+NAMED = tuple(part for part in PARTS if part != "scaling")
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(ALL)}, all (default) or report")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(NAMED)}, all (default) or report"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; as torch has it")
     parser.add_argument(
@@ -47,10 +52,8 @@ def parse_args(argv):
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="(results/benchmark_<device>.json)")
     args = parser.parse_args(argv)
-    known = {*ALL, "all", "report"}
-    wrong = [part for part in args.parts if part not in known]
-    if wrong:
-        parser.error(f"parts are {', '.join(ALL)}, all and report, got {', '.join(wrong)}")
+    if wrong := [part for part in args.parts if part not in (*NAMED, "all", "report")]:
+        parser.error(f"parts are {', '.join(NAMED)}, all and report, got {', '.join(wrong)}")
     if "report" in args.parts and (len(args.parts) > 1 or args.scaling):
         parser.error("report goes alone")
     for name in ("threads", "repeats", "batch", "detector_batch"):
@@ -63,9 +66,8 @@ def parse_args(argv):
 
 def chosen_parts(args):
     """The parts in their order."""
-    named = args.parts or ([] if args.scaling else ["all"])
-    parts = [part for part in ALL if part in named or "all" in named]
-    return parts + (["scaling"] if args.scaling else [])
+    named = [*args.parts, *(["scaling"] if args.scaling else [])] or ["all"]
+    return [part for part in PARTS if part in named or ("all" in named and part in ALL)]
 
 
 def main(argv=None):
@@ -80,9 +82,6 @@ def main(argv=None):
             torch.set_num_threads(args.threads)
         given = {name: value for name, value in vars(args).items() if name in Options.__annotations__}
         options = Options(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
-        read_results(args.output)
-        for name, value in describe_run(options).items():
-            print(f"{name}: {value}")
         run_benchmark(chosen_parts(args), options, 60 * args.time_budget, args.output)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -1,7 +1,7 @@
 """Run the report's experiments again, and write the tables and figures that compare.
 
 python tools/reproduce.py cifar|mri|coco|signal|all [--scale small|medium|full] [--time-budget MINUTES]
-                          [--jobs N]
+                          [--device cpu|cuda] [--jobs N]
 python tools/reproduce.py report            # tables and figures anew, from the records that are there
 
 Every run is one of tools/train_net.py. One that has a record in results/reproduction/ is skipped, one that
@@ -37,6 +37,11 @@ def parse_args(argv):
         choices=SCALES[::-1],
         default="small",
         help="small: under an hour on two CPU cores; medium: more than an hour; full: a GPU",
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="small and medium run on the CPU, with a GPU too, and full as its configs say, unless told here",
     )
     parser.add_argument(
         "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
@@ -87,7 +92,7 @@ def choose(args):
         if not experiments:
             names = " or ".join(args.experiments)
             sys.exit(f"error: no experiment is named {names}; --list names those there are")
-    return [Run(one, args.scale, seed, ROOT) for seed in args.seeds for one in experiments]
+    return [Run(one, args.scale, seed, ROOT, args.device or "") for seed in args.seeds for one in experiments]
 
 
 def main(argv=None):

@@ -78,5 +78,6 @@ def test_penalty_part_has_forms_options_and_shapes():
         for suffix in ("", ", every 5 steps (computed)")
     )
     assert fifth == pytest.approx(ours / 5)
+    assert {row["precision"] for row in [*whole.rows, *shapes.rows]} == {"float32"}
     assert sum(row["layers"] for row in shapes.rows) == 8  # R-ISONet-8: 6 in blocks, 2 projections
     assert not any("target" in row for row in whole.rows)  # targets are for depth 50

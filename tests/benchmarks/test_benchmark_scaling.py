@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,6 @@ from detectron2.engine import launch
 from benchmarks import scaling
 from benchmarks.networks import isonet, penalised_convs
 from benchmarks.options import Options
-from benchmarks.penalty import tf32
 
 TINY = Options(depth=8, batch=4, size=(16, 16), repeats=1)
 
@@ -101,21 +101,13 @@ def test_processes_are_not_swept_where_they_cannot_be_launched(batches_alone, mo
     assert batches.title.startswith("Growth with images a step")
 
 
-def test_penalties_are_measured_without_tf32_and_the_steps_as_they_are(monkeypatch):
-    def seen():
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-    monkeypatch.setattr(scaling, "values_and_gradients", lambda *_: seen())
-    monkeypatch.setattr(scaling, "training_step", lambda *_: seen)
-    swept = scaling.sweeps(TINY)
-    by_depth, width = swept["depth"][8](), swept["width of a 3x3 convolution"][64]()
-    with tf32(True):
-        found = {name: case() for name, case in by_depth.items()}
-        found_by_width = {name: case() for name, case in width.items()}
-    assert found == {
-        scaling.STEP_ISO: (True, True),
-        scaling.STEP_BN: (True, True),
-        scaling.PAPER: (False, False),
-        scaling.OURS: (False, False),
-    }
-    assert found_by_width == {scaling.PAPER: (False, False), scaling.OURS: (False, False)}
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "float32"), ("bfloat16", "bf16, penalties float32")]
+)
+def test_rows_say_the_precision_of_steps_and_of_penalties(batches_alone, monkeypatch, dtype, precision):
+    row = {"processes": 1, "own, ms": {"median": 8.0, "q1": 1.0, "q3": 9.0}, "n": 5}
+    monkeypatch.setattr(scaling, "can_launch_two", lambda device: True)
+    monkeypatch.setattr(scaling, "_with_processes", lambda options, n: {**row, "processes": n})
+    tables = scaling.measure_scaling(dataclasses.replace(TINY, dtype=dtype), 0)
+    found = [{row["precision"] for row in table.rows} for table in tables]
+    assert found == [{precision}, {"float32"}]

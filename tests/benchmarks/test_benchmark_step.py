@@ -1,5 +1,6 @@
 import pytest
 
+from benchmarks.networks import model_penalty
 from benchmarks.options import Options
 from benchmarks.step import measure_detectors, measure_step, targets
 
@@ -18,6 +19,10 @@ def test_step_part_compares_with_all_norms():
 def test_step_of_a_detector_with_and_without_penalty(tiny_detector, monkeypatch):
     # eight channels make no 32 groups
     monkeypatch.setattr("benchmarks.step.norms", lambda options: ("BN", "FrozenBN"))
+    prepared = []
+    monkeypatch.setattr(
+        "benchmarks.step.model_penalty", lambda *given: prepared.append(1) or model_penalty(*given)
+    )
     options = Options(depth=18, detector_size=(64, 64), repeats=1)
     table = measure_detectors(options, 0, [*tiny_detector, "ISO.ORTHO.PERIOD", 4])
     rows = {row["network"]: row for row in table.rows}
@@ -29,6 +34,7 @@ def test_step_of_a_detector_with_and_without_penalty(tiny_detector, monkeypatch)
         "R-ISONet-18 FPN, penalty every 4th step, as configured (computed)",
     ]
     without, every, _, _, fourth = (row["ms"]["median"] for row in table.rows)
+    assert prepared == [1]  # the penalty, before the steps and once
     assert fourth == pytest.approx(without + (every - without) / 4)
     assert rows["R-ISONet-18 FPN, penalty at every step"]["penalty's share"]["median"] == pytest.approx(
         (every - without) / every

@@ -61,6 +61,7 @@ def test_batches_side_by_side_with_the_spread_of_their_seeds():
         run("risonet", 8, 1, 40.0),
         run("bn", 1, 1, float("nan")),
         run("bn", 8, 1, None, diverged=25),
+        run("bn", 8, 2, None),  # has no such measure: left out
     )
     axes = figures.by_batch(scenes, records, "medium").axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [

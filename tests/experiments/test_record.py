@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -11,6 +12,7 @@ from experiments.record import (
     evaluations_of,
     merged_lines,
     read_records,
+    scores,
     seconds_per_iteration,
     thin,
     value_of,
@@ -134,6 +136,18 @@ def test_a_mean_over_the_last_evaluations():
     assert value_of(record, metric) == pytest.approx(68)
     assert value_of({**record, "diverged_at": 7}, metric) is None
     assert value_of({**record, "evaluations": {}}, metric) is None
+
+
+def test_what_is_missing_counts_the_same_wherever_runs_are_compared():
+    metric = Metric("top-1", "cifar10_test", "top1")
+    found = [
+        toy_record("a", final={"cifar10_test": {"top1": 40.0}}),
+        toy_record("a", diverged=3),
+        toy_record("a", final={"cifar10_test": {"top1": float("nan")}}),
+        toy_record("a", final={"cifar10_test": {"loss": 1.0}}),
+    ]
+    assert scores(found, metric) == (40.0, 0.0, 0.0)
+    assert scores(found, dataclasses.replace(metric, lower=True)) == (40.0, 1.0, 1.0)
 
 
 def test_the_loss_without_the_penalty_is_taken_from_the_end_of_the_curve():

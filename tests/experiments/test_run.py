@@ -83,10 +83,20 @@ def test_the_configuration_is_what_is_set_otherwise_than_by_default(tmp_path):
 def test_what_has_changed_since_a_record_was_made_is_named(tmp_path):
     run = toy_run(toy_repository(tmp_path), "a")
     run.record_file.parent.mkdir(parents=True)
-    run.record_file.write_text('{"config": "configs/toy.yaml"}')
+    run.record_file.write_text('{"configuration": {}}')
     assert run.outdated() == (
         "a-seed1.json is of another configuration "
         "(MODEL.META_ARCHITECTURE by default there, train here, and 1 more)"
+    )
+
+
+def test_a_record_of_an_old_format_comes_with_what_to_do(tmp_path):
+    run = toy_run(toy_repository(tmp_path), "a")
+    run.record_file.parent.mkdir(parents=True)
+    run.record_file.write_text('{"config": "configs/toy.yaml"}')
+    assert run.state() == (
+        "a-seed1.json has an old format, which does not say its configuration: run it again, "
+        "which sets that file aside"
     )
 
 
@@ -103,10 +113,27 @@ def test_the_command_is_that_of_train_net(tmp_path):
     run = toy_run(tmp_path, "a")
     assert run.commands()[0][1:] == [
         *("tools/train_net.py", "--resume", "--config-file", "configs/toy.yaml"),
-        *("OUTPUT_DIR", "output/reproduce/small/a/seed1", "SEED", "1"),
+        *("OUTPUT_DIR", "output/reproduce/small/a/seed1", "SEED", "1", "MODEL.DEVICE", "cpu"),
         *("MODEL.META_ARCHITECTURE", "train", "DATASETS.TRAIN", "()"),
     ]
+    on_gpu = Run(run.experiment, "small", 1, tmp_path, "cuda").options()
+    assert on_gpu[on_gpu.index("MODEL.DEVICE") + 1] == "cuda"
+    assert "MODEL.DEVICE" not in Run(BY_NAME["cifar10-resnet-bn"], "full", 1, ROOT).options()
     assert command_text(["/usr/bin/python3", "a.py", "KEY", "", "('x',)"]) == 'python a.py KEY "" "(\'x\',)"'
+
+
+def test_the_state_of_a_run_loads_no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr("experiments.run.DatasetCatalog.get", lambda name: pytest.fail(f"{name} is loaded"))
+    for folder in ("cifar-10-batches-py", "lgg-mri-segmentation/kaggle_3m", "coco/val2017"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = ["cifar10_test", "lgg_image_val", "coco_pbc_train", "shapes_train"]
+    assert toy_run(toy_repository(tmp_path), "a", data=names).state() == "to be run"
+    monkeypatch.undo()
+    # without its folder the data set itself says what to do
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert "tools/prepare_cifar.py cifar100" in missing("cifar100_train", tmp_path)
+    assert "not registered" in missing("nothing_train", tmp_path)
 
 
 def test_incomplete_data_come_with_what_to_do(monkeypatch, tmp_path):

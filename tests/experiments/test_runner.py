@@ -104,6 +104,7 @@ def test_a_forced_run_that_was_stopped_goes_on_without_force(root):
             '{"configuration": {"MODEL.META_ARCHITECTURE": "other"}}',
             "is of another configuration (MODEL.META_ARCHITECTURE other there, train here, and 1 more)",
         ),
+        ('{"config": "configs/toy.yaml"}', "has an old format, which does not say its configuration"),
         ('{"config": "configs/t', "is damaged"),
         ("[]", "is damaged"),
     ],
