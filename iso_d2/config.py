@@ -142,6 +142,9 @@ def _iso_config():
     cfg.ISO.ORTHO.PERIOD = 1
     # Share of each kernel's frequencies that a step uses, drawn at random; 1 is exact
     cfg.ISO.ORTHO.FRACTION = 1.0
+    # Of the matrix products of the penalty's gradient on a GPU: "float32", or "tf32", rounded to 10 bits. The
+    # values are float32 in both cases. On a CPU and with MODE "spectral" it has no effect
+    cfg.ISO.ORTHO.PRECISION = "float32"
     # Write each layer's penalty to metrics.json and TensorBoard every so often, in steps; 0: never
     cfg.ISO.ORTHO.LOG_PERIOD = 100
 

@@ -68,8 +68,8 @@ class OrthogonalityLossHook(HookBase):
 
     Args:
         coeff (float): gamma.
-        mode, include, exclude, fraction, bound: as of :class:`~iso_d2.engine.ModelPenalty`, which also says
-            which layers it takes by default.
+        mode, include, exclude, fraction, bound, precision: as of :class:`~iso_d2.engine.ModelPenalty`, which
+            also says which layers it takes by default.
         period (int): penalise every n-th step with n times the coefficient, which costs 1/n.
         log_period (int): write ``ortho/...`` at the first penalised step of every so many; 0: never.
 
@@ -88,13 +88,15 @@ class OrthogonalityLossHook(HookBase):
         log_period=100,
         fraction=1.0,
         bound=1.3,
+        precision="float32",
     ):
         if period < 1:
             raise ValueError(f"OrthogonalityLossHook period must be at least 1 (every step), got {period}")
         if log_period < 0:
             raise ValueError(f"OrthogonalityLossHook log_period must be >= 0 (0: never), got {log_period}")
-        check_penalty(coeff, mode, fraction, bound)
+        check_penalty(coeff, mode, fraction, bound, precision)
         self.coeff, self.mode, self.fraction, self.bound = coeff, mode, fraction, bound
+        self.precision = precision
         self.include, self.exclude = include, exclude
         self.period, self.log_period = period, log_period
         self.penalty = None
@@ -102,7 +104,7 @@ class OrthogonalityLossHook(HookBase):
         self._handles = contextlib.ExitStack()
 
     def before_train(self):
-        options = (self.mode, self.include, self.exclude, self.fraction, self.bound)
+        options = (self.mode, self.include, self.exclude, self.fraction, self.bound, self.precision)
         self.penalty = ModelPenalty(self.trainer.model, self.coeff, *options)
         if self._gathered:
             self.penalty.load_state_dict(self._gathered[comm.get_rank()])

@@ -59,8 +59,11 @@ class ModelPenalty:
         mode (str): "paper", "exact" or "spectral".
         include, exclude: as of :func:`penalised_layers`.
         fraction (float): of the frequencies of each kernel, drawn at random at each call, see
-            :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is a cheaper, unbiased estimate.
+            :func:`iso_d2.isometry.orthogonality_losses`; 1 is exact, less is a cheaper, unbiased estimate,
+            drawn by PyTorch's default generator of the weights' device.
         bound (float): of the singular values, with mode "spectral".
+        precision (str): "float32" or "tf32", as of :func:`iso_d2.isometry.orthogonality_losses`; the spectral
+            penalty is always computed in float32.
 
     Attributes:
         layers (dict[str, nn.Module]): all that are penalised.
@@ -68,13 +71,23 @@ class ModelPenalty:
         processes (int): how many share the layers.
 
     Raises:
-        ValueError: unknown mode; coefficient, fraction or bound out of range; a fraction below 1 with
-            "spectral"; as of :func:`penalised_layers`.
+        ValueError: unknown mode or precision; coefficient, fraction or bound out of range; a fraction below 1
+            with "spectral"; as of :func:`penalised_layers`.
     """
 
-    def __init__(self, model, coeff, mode="paper", include=None, exclude=(), fraction=1.0, bound=1.3):
-        check_penalty(coeff, mode, fraction, bound)
-        self.coeff, self.mode, self.fraction = coeff, mode, fraction
+    def __init__(
+        self,
+        model,
+        coeff,
+        mode="paper",
+        include=None,
+        exclude=(),
+        fraction=1.0,
+        bound=1.3,
+        precision="float32",
+    ):
+        check_penalty(coeff, mode, fraction, bound, precision)
+        self.coeff, self.mode, self.fraction, self.precision = coeff, mode, fraction, precision
         self.layers = self.convs = penalised_layers(unwrap(model), include, exclude)
         self.processes = 1
         # No other wrapper is known to average the gradients.
@@ -92,12 +105,14 @@ class ModelPenalty:
             `convs`, without gamma.
         """
         if self._spectral is None:
-            losses = orthogonality_losses(self.convs.values(), self.mode, self.fraction)
+            losses = orthogonality_losses(
+                self.convs.values(), self.mode, self.fraction, precision=self.precision
+            )
         else:
             losses = self._spectral()
         loss = self.coeff * self.processes * losses.sum()
         # A gradient of 0 for the other layers: DistributedDataParallel waits for one from every process.
-        return loss + sum(conv.weight[:0].sum() for conv in self._others), losses
+        return sum((conv.weight[:0].sum() for conv in self._others), start=loss), losses
 
     def state_dict(self):
         """With mode "spectral" the vectors of this process's power iteration, else nothing."""
@@ -109,18 +124,17 @@ class ModelPenalty:
             self._spectral.load_state_dict(state)
 
 
-def check_penalty(coeff, mode, fraction, bound):
+def check_penalty(coeff, mode, fraction, bound, precision="float32"):
     """Raise a ValueError if these arguments of :class:`ModelPenalty` are out of range."""
     if isinstance(coeff, str) or not (math.isfinite(coeff) and coeff >= 0):
         raise ValueError(f"the penalty's coeff must be a finite number >= 0, got {coeff}")
     if mode not in ("paper", "exact", "spectral"):
         raise ValueError(f"orthogonality mode must be 'paper', 'exact' or 'spectral', got {mode!r}")
-    if mode != "spectral":
-        orthogonality_losses([], mode, fraction)
-        return
-    SpectralPenalty([], bound)
-    if fraction != 1:
-        raise ValueError(f"the spectral penalty has no fraction of frequencies, got {fraction}")
+    orthogonality_losses([], "exact" if mode == "spectral" else mode, fraction, precision=precision)
+    if mode == "spectral":
+        SpectralPenalty([], bound)
+        if fraction != 1:
+            raise ValueError(f"the spectral penalty has no fraction of frequencies, got {fraction}")
 
 
 def _default_layers(model, convs):

@@ -94,7 +94,7 @@ class Trainer(DefaultTrainer):
             hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
         coeff = penalty_coefficient(self.cfg)
         if coeff != 0:
-            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND")
+            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND", "PRECISION")
             options = {key.lower(): iso.ORTHO[key] for key in keys}
             hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:

@@ -1,6 +1,8 @@
-"""What the files of this package share: arguments of convolutions, their kernels, and the polyphase form."""
+"""What the files of this package share: arguments and kernels of convolutions, and losses of many at once."""
 
+import contextlib
 from collections import defaultdict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +37,12 @@ def split_groups(weights, groups, transposed=False):
 
 
 def stack_kernels(weights, groups, transposed=False):
-    """Weights of one shape as (B * g, M / g, C / g, *k), float64 if they are, else float32."""
-    kernels = split_groups(torch.stack(tuple(weights)), groups, transposed)
+    """Weights of one shape as (B * g, M / g, C / g, *k), float64 if they are, else float32.
+
+    The kernels are contiguous. One weight is not copied if it is so already: do not write to them.
+    """
+    stacked = torch.stack(tuple(weights)) if len(weights) > 1 else weights[0].contiguous().unsqueeze(0)
+    kernels = split_groups(stacked, groups, transposed)
     return kernels.to(torch.promote_types(kernels.dtype, torch.float32))
 
 
@@ -65,13 +71,103 @@ def group_by_kind(convs, caller):
     return kinds
 
 
-def map_by_kind(function, convs, caller):
-    """function(kind, weights) -> (len(weights),), called for each kind of `convs` -> (len(convs),)."""
-    values = {}
-    for kind, members in group_by_kind(convs, caller).items():
-        positions, weights = zip(*members, strict=True)
-        values.update(zip(positions, function(kind, weights), strict=True))
-    return torch.stack([values[i] for i in range(len(values))]) if values else torch.zeros(0)
+def losses_by_kind(norms, kinds, weights_at_once=None):
+    """1/2 n^2 of each convolution, its gradient computed with it; those of one kind are computed together.
+
+    Everything is computed without autocast, by one node of autograd for all convolutions on one device.
+
+    Args:
+        norms (callable): (kind, kernels, grad) -> n, (B,). `kernels` is (B * g, M / g, C / g, kh, kw). `grad`
+            is None or of that shape, to write the gradient of 1/2 n^2 to.
+        kinds (dict): from `group_by_kind`. Frozen weights get a value and cost no gradient.
+        weights_at_once (callable or None): device -> the number of weights that `kernels` may have, unless
+            they are those of one convolution. None: any number.
+
+    Returns:
+        Tensor: (number of convolutions,).
+    """
+    families = defaultdict(dict)
+    for kind, members in kinds.items():
+        *_, dtype, device, requires_grad = kind
+        family = torch.promote_types(dtype, torch.float32), device, requires_grad
+        families[family][kind] = members
+    losses = {}
+    for (dtype, device, requires_grad), family in families.items():
+        positions, weights = zip(*(member for members in family.values() for member in members), strict=True)
+        counts = {kind: len(members) for kind, members in family.items()}
+        at_once = weights_at_once(device) if weights_at_once else sum(w.numel() for w in weights)
+        compute = partial(_half_squares, norms, counts, dtype, at_once)
+        order = sorted(range(len(positions)), key=positions.__getitem__)
+        if requires_grad and torch.is_grad_enabled():
+            values = _WithGradient.apply(compute, order, *weights)
+        else:
+            values = compute(order, weights, None)
+        if len(families) == 1:
+            return values
+        losses.update(zip(sorted(positions), values, strict=True))
+    return torch.stack([losses[i] for i in range(len(losses))]) if losses else torch.zeros(0)
+
+
+def _half_squares(norms, counts, dtype, at_once, order, weights, grad):
+    """Weights, kind by kind -> (len(weights),) in `order`, and all gradients, flat, to `grad`."""
+    found, first, start = [], 0, 0
+    device = weights[0].device
+    with torch.autocast(device.type, enabled=False), matmul_precision(device):
+        for kind, count in counts.items():
+            some = max(1, at_once // weights[first].numel())
+            for at in range(first, first + count, some):
+                kernels = stack_kernels(weights[at : min(at + some, first + count)], *kind[1:3])
+                stop = start + kernels.numel()
+                found.append(
+                    norms(kind, kernels, None if grad is None else grad[start:stop].view_as(kernels))
+                )
+                start = stop
+            first += count
+        values = torch.cat(found).square().mul(0.5)
+        return torch.stack([values[i] for i in order])
+
+
+@contextlib.contextmanager
+def matmul_precision(device, tf32=False):
+    """Whether products of float32 matrices on a CUDA device may round operands to TF32, whatever is set."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+class _WithGradient(torch.autograd.Function):
+    """Losses whose gradients are known with them: `_half_squares`, order, *weights -> (len(weights),)."""
+
+    @staticmethod
+    def forward(ctx, compute, order, *weights):
+        dtype = compute.args[2]
+        grad = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
+        values = compute(order, weights, grad)
+        ctx.save_for_backward(grad)
+        ctx.order, ctx.like = order, [(weight.shape, weight.dtype) for weight in weights]
+        return values
+
+    @staticmethod
+    def backward(ctx, upstream):
+        # once_differentiable would silently treat the stored gradient as a constant
+        if torch.is_grad_enabled():
+            raise RuntimeError("the orthogonality loss has no second derivatives: use create_graph=False")
+        (grad,) = ctx.saved_tensors
+        sizes = [shape.numel() for shape, _ in ctx.like]
+        if upstream.stride() == (0,):  # that of a sum: one factor for all
+            scaled = (grad * upstream[0]).split(sizes)
+        else:
+            places = sorted(range(len(sizes)), key=ctx.order.__getitem__)
+            scaled = [part * upstream[i] for part, i in zip(grad.split(sizes), places, strict=True)]
+        like = zip(scaled, ctx.like, strict=True)
+        return None, None, *(part.view(shape).to(dtype) for part, (shape, dtype) in like)
 
 
 def polyphase(kernels, stride):
@@ -88,6 +184,12 @@ def polyphase(kernels, stride):
     """
     # (B, M, C, i, a, j, b) -> (B, M, C, a, b, i, j)
     return cut_to_tiles(kernels, stride).permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 4)
+
+
+def from_polyphase(components, stride, size):
+    """(B, M, C * sh * sw, i, j) -> (B, M, C, kh, kw): the inverse of `polyphase`, and its adjoint."""
+    tiles = components.unflatten(2, (-1, *stride)).permute(0, 1, 2, 5, 3, 6, 4)  # (B, M, C, i, a, j, b)
+    return tiles.flatten(5, 6).flatten(3, 4)[..., : size[0], : size[1]]
 
 
 def cut_to_tiles(kernels, size):

@@ -4,110 +4,134 @@ Paper: Qi et al., "Deep Isometric Learning for Visual Recognition", ICML 2020. W
 ``orthogonality.py``, which defines what is computed here.
 """
 
-import functools
 import math
 import threading
 
 import torch
 
-from ._conv import polyphase
+from ._conv import from_polyphase, matmul_precision, polyphase
+from ._tables import half_plane, hartley_tables, is_plain, pair_tables, pairs_of_taps
 
 _memory = threading.local()
 
 
-def gram_operand(kernels, stride, mode):
-    """The tensor to form the Gram of, and the shift whose multiples count.
+def norms(kind, kernels, grad, mode, fraction=1.0, generator=None, tf32=False):
+    """The norm n of Gram - delta, so that the loss is 1/2 n^2, and the gradient of the latter.
+
+    Args:
+        kind (tuple): of the convolutions, from `group_by_kind`.
+        kernels (Tensor): (B * g, M / g, C / g, kh, kw), contiguous, float32 or float64.
+        grad (Tensor or None): of the same shape, to write the gradient to.
+        mode, fraction, generator: as in `orthogonality_losses`.
+        tf32 (bool): whether a GPU may round operands of the gradient's products to TF32.
+
+    Returns:
+        Tensor: (B,), over all groups of a convolution.
+    """
+    stride, groups = _within(kind[0], kernels), kind[1]
+    operand, over_columns, shift = _gram_operand(kernels, stride, mode)
+    out = grad
+    if grad is not None and operand is not kernels:
+        out = torch.empty_like(operand)
+    if _has_frequencies(operand, shift):
+        rows = _rows_by_frequency(operand, over_columns, out, tf32, fraction, generator)
+    else:
+        rows = _rows_by_shift(operand, over_columns, shift, out, tf32)
+    if out is not grad:
+        grad.copy_(from_polyphase(out, stride, kernels.shape[3:]))
+    # row by row first: the norm of a whole matrix would add up its entries less exactly
+    return torch.linalg.vector_norm(rows.unflatten(1, (-1, groups)), dim=(0, 2, 3))
+
+
+def multiply_adds(kernels, stride, mode):
+    """int: multiply-adds of the matrix products in `norms` with gradient."""
+    operand, over_columns, shift = _gram_operand(kernels, _within(stride, kernels), mode)
+    batch, *matrix, kh, kw = operand.shape
+    rows, columns = reversed(matrix) if over_columns else matrix
+    product = batch * rows * rows * columns
+    if _has_frequencies(operand, shift):
+        frequencies = len(half_plane((kh, kw), (1, 1)))
+        transforms = 6 * frequencies * kh * kw * batch * rows * columns
+        return (5 * frequencies - 3) * product + transforms
+    pairs = sum(len(here) for pairs in pairs_of_taps(kh, kw, shift) for here, _ in pairs)
+    sums = 2 * pairs * kh * kw * batch * rows * columns
+    return (2 * kh * kw + 3 * pairs) * product + sums
+
+
+def _within(stride, kernels):
+    """A larger stride than the kernel only skips more pixels, which are not read anyway."""
+    return tuple(map(min, stride, kernels.shape[3:]))
+
+
+def _gram_operand(kernels, stride, mode):
+    """The kernels to form the Gram of, whether it is that of their columns, and the shift that counts.
 
     Args:
         kernels (Tensor): (B, M, C, kh, kw).
+        stride (tuple[int, int]): not above the kernel's size.
 
     Returns:
-        tuple[Tensor, tuple[int, int]]: (B, rows, columns, kh', kw') and the shift.
+        tuple[Tensor, bool, tuple[int, int]]: (B, rows, columns, kh', kw'), and of the Gram's shifts the
+        multiples that are taken.
     """
-    _, out_channels, in_channels, *kernel_size = kernels.shape
-    # a larger stride than the kernel only skips more pixels, which are not read anyway
-    stride = tuple(min(s, k) for s, k in zip(stride, kernel_size, strict=True))
-    if mode == "paper":
-        return (kernels.transpose(1, 2) if out_channels > in_channels else kernels), stride
+    _, out_channels, in_channels, *_ = kernels.shape
+    if mode == "paper" or stride == (1, 1):
+        return kernels, out_channels > in_channels, stride
     if out_channels > in_channels * math.prod(stride):
-        return polyphase(kernels, stride).transpose(1, 2), (1, 1)
-    # the Gram of P over its outputs is that of the kernel at the multiples of the stride
-    return kernels, stride
-
-
-class Penalty(torch.autograd.Function):
-    """`penalty` for autograd: (B, M, C, kh, kw), shift, fraction, generator -> (B,)."""
-
-    @staticmethod
-    def forward(ctx, kernels, shift, fraction, generator):
-        values, grad = penalty(kernels, shift, True, fraction, generator)
-        ctx.save_for_backward(grad)
-        return values
-
-    @staticmethod
-    def backward(ctx, upstream):
-        # once_differentiable would silently treat the stored gradient as a constant
-        if torch.is_grad_enabled():
-            raise RuntimeError("the orthogonality loss has no second derivatives: use create_graph=False")
-        (grad,) = ctx.saved_tensors
-        return grad * upstream.view(-1, 1, 1, 1, 1), None, None, None
-
-
-def penalty(kernels, shift, with_grad, fraction=1.0, generator=None):
-    """1/2 ||G - delta||^2 of the Gram G at the multiples of `shift`, and its gradient or None.
-
-    Args:
-        kernels (Tensor): (B, M, C, kh, kw), float32 or float64.
-        shift ((int, int)): as from `gram_operand`.
-        with_grad (bool): whether to compute the gradient.
-        fraction, generator: as in `orthogonality_losses`.
-
-    Returns:
-        tuple[Tensor, Tensor or None]: (B,), and (B, M, C, kh, kw).
-    """
-    if _has_frequencies(kernels, shift):
-        return _penalty_by_frequency(kernels, with_grad, fraction, generator)
-    return _penalty_by_shift(kernels, shift, with_grad)
-
-
-def multiply_adds(kernels, shift):
-    """int: multiply-adds of the matrix products in `penalty` with gradient."""
-    batch, rows, columns, *size = kernels.shape
-    product = batch * rows * rows * columns
-    if _has_frequencies(kernels, shift):
-        frequencies = len(_half_plane(size, (1, 1)))
-        transforms = 6 * frequencies * math.prod(size) * batch * rows * columns
-        return (5 * frequencies - 3) * product + transforms
-    taps = [(size[0] - dy) * (size[1] - abs(dx)) for dy, dx in _half_plane(size, shift)]
-    return (2 * taps[0] + 3 * sum(taps[1:])) * product
+        return polyphase(kernels, stride).contiguous(), True, (1, 1)
+    # the Gram of the polyphase components over the outputs is that of the kernel at multiples of the stride
+    return kernels, False, stride
 
 
 def _has_frequencies(kernels, shift):
     return shift == (1, 1) and kernels.shape[3:] != (1, 1)
 
 
-def _penalty_by_shift(kernels, shift, with_grad):
-    """One matrix product for each shift; G(-d) = G(d)^T, so half of the shifts are enough."""
-    kernels = kernels.movedim(2, 4).contiguous()  # (B, M, kh, kw, C)
-    flat = kernels.flatten(2)
-    gram = flat @ flat.mT
+def _rows_by_shift(kernels, over_columns, shift, grad, tf32):
+    """One matrix product for the shifts with as many taps each; G(-d) = G(d)^T, so half of them are enough.
+
+    Returns:
+        Tensor: (shifts, B, N), the norms of the rows of each Gram, those for d and -d in one.
+    """
+    # (B, M, C, taps) -> (B, taps, K, N): sums over K, Gram of size N
+    axes = (0, 3, 1, 2) if over_columns else (0, 3, 2, 1)
+    taps = kernels.flatten(3).permute(axes)
+    batch, count, sums, size = taps.shape
+    if count > 1:
+        taps = _buffer("taps", taps.shape, taps).copy_(taps)
+    flat = taps.flatten(1, 2)
+    gram = flat.mT @ flat
     gram.diagonal(dim1=1, dim2=2).sub_(1)
-    values = 0.5 * _sum_of_squares(gram)
-    grad = (2 * gram @ flat).view_as(kernels) if with_grad else None
-    kh, kw = kernels.shape[2:4]
-    for dy, dx in _half_plane((kh, kw), shift)[1:]:
-        here = (..., slice(0, kh - dy), slice(max(0, -dx), kw - max(0, dx)), slice(None))
-        there = (..., slice(dy, kh), slice(max(0, dx), kw - max(0, -dx)), slice(None))
-        left, right = kernels[here], kernels[there]
-        gram = left.flatten(2) @ right.flatten(2).mT
-        values += _sum_of_squares(gram)
-        if with_grad:
-            grad[here] += (2 * gram @ right.flatten(2)).view_as(left)
-            grad[there] += (2 * gram.mT @ left.flatten(2)).view_as(right)
-    return values, grad.movedim(4, 2) if with_grad else None
+    rows = [_norms_of_rows(gram)[None]]
+    if grad is not None:
+        wanted = grad.flatten(3).permute(axes)
+        sum_of_grads = _buffer("sum", taps.shape, taps) if count > 1 else wanted
+        with matmul_precision(kernels.device, tf32):
+            _multiply(flat, gram, 2, sum_of_grads.flatten(1, 2))
+    tables = pair_tables(*kernels.shape[3:], shift, like=kernels)
+    for index, back in zip(tables[::2], tables[1::2], strict=True):
+        shifts = len(index)
+        # (B * shifts, 2, pairs * K, N): for each shift d the taps t and t + d
+        both = _buffer("work", (batch, index.numel(), sums, size), taps)
+        both = torch.index_select(taps, 1, index.flatten(), out=both).view(batch * shifts, 2, -1, size)
+        left, right = both.unbind(1)
+        # d and -d: the square of sqrt 2
+        gram = _multiply(left.mT, right, math.sqrt(2))
+        rows.append(_norms_of_rows(gram).view(batch, shifts, size).transpose(0, 1))
+        if grad is not None:
+            with matmul_precision(kernels.device, tf32):
+                grads = _buffer("z", both.shape, both)
+                _multiply(right, gram.mT, math.sqrt(2), grads[:, 0])
+                _multiply(left, gram, math.sqrt(2), grads[:, 1])
+                sum_of_grads.flatten(2).baddbmm_(
+                    back.expand(batch, -1, -1), grads.view(batch, -1, sums * size)
+                )
+    if grad is not None and count > 1:
+        wanted.copy_(sum_of_grads)
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-def _penalty_by_frequency(kernels, with_grad, fraction, generator):
+def _rows_by_frequency(kernels, over_columns, grad, tf32, fraction, generator):
     """The penalty at all shifts, by Parseval's theorem, in real arithmetic.
 
     With A = sum_t W(t) cos(f.t) and B the same with sin, the Gram's transform at frequency f is R + iJ with
@@ -118,46 +142,67 @@ def _penalty_by_frequency(kernels, with_grad, fraction, generator):
     each frequency takes two real products for the value and three for the gradient. Written-out complex
     arithmetic would take four and four. Frequency 0 has no B and needs one of each.
     On a grid of 2k - 1 points nothing wraps around. Half of its frequencies are enough, since Z(-f) = Z(f)^T.
+    A, B and I are scaled, so that the sum of the ||Z||^2 is that over all shifts.
+
+    Returns:
+        Tensor: (F, B, N), the norms of the rows of Z, at all frequencies or those drawn.
     """
-    batch, rows, columns, *kernel_size = kernels.shape
-    # the tables of a fake tensor are fake, too, and must not be cached
-    make_tables = _hartley_tables if _is_plain(kernels) else _hartley_tables.__wrapped__
-    forward, backward, share = make_tables(*kernel_size, kernels.dtype, kernels.device)
+    batch, *matrix, kh, kw = kernels.shape
+    tables, identity = hartley_tables(kh, kw, like=kernels)
     if fraction < 1:
-        forward, backward, share = _drawn(forward, backward, share, fraction, generator)
-    frequencies = len(share)
-    taps = kernels.permute(3, 4, 0, 1, 2).reshape(forward.shape[1], -1)
-    transformed = _buffer("transformed", (len(forward), taps.shape[1]), taps)
-    torch.mm(forward, taps, out=transformed)
-    h, a, b = transformed.view(3, frequencies * batch, rows, columns)
-    z = _buffer("z", (frequencies * batch, rows, rows), taps)
-    torch.bmm(h, h.mT, out=z)
+        tables, identity = _drawn(tables, identity, fraction, generator)
+    frequencies = len(identity)
+    forward, backward = tables.view(2, 3 * frequencies, kh * kw)
+    size = matrix[1] if over_columns else matrix[0]
+    work = _buffer("work", (4, frequencies * batch, *matrix), kernels)
+    torch.mm(forward, kernels.view(-1, kh * kw).T, out=work[:3].view(3 * frequencies, -1))
+    a, h, b, both = work
+    z = _buffer("z", (frequencies * batch, size, size), kernels)
     # frequency 0 comes first, but not among frequencies drawn at random
-    complex_ones = slice(batch if fraction == 1 else 0, None)
-    torch.baddbmm(z[complex_ones], a[complex_ones], b[complex_ones].mT, alpha=-2, out=z[complex_ones])
-    z.diagonal(dim1=1, dim2=2).sub_(1)
-    values = (share[:, None] * _sum_of_squares(z).view(-1, batch)).sum(0)
-    if not with_grad:
-        return values, None
-    twice = torch.add(z, z.mT, out=_buffer("twice", z.shape, z))
-    in_both = torch.bmm(twice, h, out=_buffer("in_both", h.shape, h))
-    # each product overwrites an operand that is no longer needed
-    h[: complex_ones.start].zero_()
-    torch.bmm(z[complex_ones], b[complex_ones], out=h[complex_ones])
-    torch.bmm(z[complex_ones].mT, a[complex_ones], out=b[complex_ones])
-    a.copy_(in_both)
-    grad = backward @ transformed
-    return values, grad.view(*kernel_size, batch, rows, columns).permute(2, 3, 4, 0, 1)
+    some = slice(batch if fraction == 1 else 0, None)
+    if over_columns:
+        torch.bmm(h.mT, h, out=z)
+        z[some].baddbmm_(a[some].mT, b[some], alpha=-2)
+    else:
+        torch.bmm(h, h.mT, out=z)
+        z[some].baddbmm_(a[some], b[some].mT, alpha=-2)
+    z.view(frequencies, batch, size, size).diagonal(dim1=2, dim2=3).sub_(identity.view(-1, 1, 1))
+    if grad is not None:
+        twice = torch.add(z, z.mT, out=_buffer("twice", z.shape, z))
+        with matmul_precision(kernels.device, tf32):
+            # each product overwrites an operand that is no longer needed
+            if over_columns:
+                torch.bmm(h, twice, out=both)
+                torch.bmm(b[some], z[some].mT, out=h[some])
+                torch.bmm(a[some], z[some], out=b[some])
+            else:
+                torch.bmm(twice, h, out=both)
+                torch.bmm(z[some], b[some], out=h[some])
+                torch.bmm(z[some].mT, a[some], out=b[some])
+            taps = _buffer("taps", (kh * kw, kernels.numel() // (kh * kw)), kernels)
+            torch.mm(backward.T, work[1:].view(3 * frequencies, -1), out=taps)
+        grad.view(-1, kh * kw).T.copy_(taps)
+    return _norms_of_rows(z).view(frequencies, batch, size)
 
 
-def _drawn(forward, backward, share, fraction, generator):
+def _drawn(tables, identity, fraction, generator):
     """The tables of frequencies drawn at random, weighted by how many frequencies each stands for."""
-    total = len(share)
+    total = len(identity)
     count = math.ceil(fraction * total)
-    drawn = torch.randperm(total, generator=generator)[:count].to(share.device)
-    rows = (torch.arange(3, device=share.device)[:, None] * total + drawn).flatten()
+    device = identity.device if generator is None else generator.device
+    drawn = torch.randperm(total, generator=generator, device=device)[:count].to(identity.device)
     weight = total / count
-    return forward[rows], backward[:, rows] * weight, share[drawn] * weight
+    return tables.index_select(1, drawn) * weight**0.25, identity[drawn] * weight**0.5
+
+
+def _norms_of_rows(matrices):
+    return torch.linalg.vector_norm(matrices, dim=-1)
+
+
+def _multiply(left, right, factor, out=None):
+    """factor * left @ right, in one launch."""
+    out = left.new_empty(len(left), left.shape[1], right.shape[2]) if out is None else out
+    return out.baddbmm_(left, right, beta=0, alpha=factor)
 
 
 def _buffer(name, shape, like):
@@ -165,63 +210,10 @@ def _buffer(name, shape, like):
 
     There, new memory of many megabytes costs a page fault every 4 KiB. On a GPU PyTorch reuses memory itself.
     """
-    if like.device.type != "cpu" or torch.compiler.is_compiling() or not _is_plain(like):
+    if like.device.type != "cpu" or torch.compiler.is_compiling() or not is_plain(like):
         return like.new_empty(shape)
     kept, key, size = vars(_memory), (name, like.dtype), math.prod(shape)
     if key not in kept or len(kept[key]) < size:
         with torch.inference_mode(False):
             kept[key] = torch.empty(size, dtype=like.dtype, device=like.device)
     return kept[key][:size].view(shape)
-
-
-def _is_plain(tensor):
-    """Whether a tensor holds numbers: not a fake tensor nor another subclass."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
-
-
-@functools.lru_cache(maxsize=64)
-def _hartley_tables(kh, kw, dtype, device):
-    """The transforms of `_penalty_by_frequency` as small matrices, and each frequency's share in the value.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: taps -> H, A, B (3 F, kh * kw); Z B, (Z + Z^T) H, Z^T A -> taps
-        (kh * kw, 3 F); (F,), F as in `frequency_tables`.
-    """
-    # bypass the cache: under fake tensors the result is fake
-    cos, sin, share = frequency_tables.__wrapped__(kh, kw, torch.float64, torch.device("cpu"))
-    forward = torch.cat([cos + sin, cos, sin])
-    share = share[:, None]
-    backward = torch.cat([-2 * share * cos, share * (cos + sin), -2 * share * sin]).T.contiguous()
-    return tuple(table.to(device, dtype) for table in (forward, backward, 0.5 * share.squeeze(1)))
-
-
-@functools.lru_cache(maxsize=64)
-def frequency_tables(kh, kw, dtype, device):
-    """The Fourier transform of a kernel on the smallest grid on which no shift of its Gram wraps around.
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: taps -> real part, and taps -> negated imaginary part, (F, kh * kw)
-        each; the share of all frequencies that each one stands for, (F,). F = (N + 1) / 2 of the
-        N = (2 kh - 1) (2 kw - 1) frequencies; the others are their opposites.
-    """
-    points = (2 * kh - 1, 2 * kw - 1)
-    like = {"dtype": torch.float64, "device": "cpu"}  # not the default device
-    frequencies = torch.tensor(_half_plane((kh, kw), (1, 1)), **like)
-    taps = torch.cartesian_prod(torch.arange(kh, **like), torch.arange(kw, **like))
-    angles = 2 * math.pi * frequencies / torch.tensor(points, **like)
-    phase = (angles[:, None] * taps).sum(2)
-    share = torch.full((len(frequencies),), 2 / math.prod(points), **like)
-    share[0] /= 2
-    return tuple(table.to(device, dtype) for table in (phase.cos(), phase.sin(), share))
-
-
-def _half_plane(size, step):
-    """One of each pair d, -d of the multiples of `step` within (-size, size), (0, 0) being the first."""
-    widest = (size[1] - 1) // step[1] * step[1]
-    shifts = [(y, x) for y in range(0, size[0], step[0]) for x in range(-widest, size[1], step[1])]
-    return [shift for shift in shifts if shift >= (0, 0)]
-
-
-def _sum_of_squares(matrices):
-    """(B, M, N) -> (B,), row by row: the norm of a whole matrix would add up its entries less exactly."""
-    return torch.linalg.vector_norm(matrices, dim=2).square().sum(1)

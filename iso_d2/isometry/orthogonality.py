@@ -6,15 +6,13 @@ form, which is much cheaper than to differentiate a convolution of the kernel wi
 correct for strided convolutions, too, which the paper's formula is not.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
-from ._conv import check_weight, map_by_kind, per_axis, split_groups, stack_kernels
-from ._orthogonality import Penalty, gram_operand, multiply_adds, penalty
-
-# The number of weights in one batch. Small layers of one shape share their matrix products; a larger batch
-# gains nothing, and its buffers take about six times its memory.
-_WEIGHTS_AT_ONCE = 2**20
+from ._conv import check_weight, group_by_kind, losses_by_kind, per_axis, split_groups
+from ._orthogonality import multiply_adds, norms
 
 
 def conv_gram(weight, stride=1):
@@ -80,10 +78,20 @@ def orthogonality_loss(weight, stride=1, groups=1, transposed=False, mode="paper
 
     Source: report, eq. (5) and (6).
     """
-    return _losses([weight], stride, groups, transposed, mode)[0]
+    _check_mode(mode)
+    check_weight(weight)
+    kind = (
+        per_axis("stride", stride, 2),
+        groups,
+        transposed,
+        weight.dtype,
+        weight.device,
+        weight.requires_grad,
+    )
+    return losses_by_kind(partial(norms, mode=mode), {kind: [(0, weight)]})[0]
 
 
-def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None):
+def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None, precision="float32"):
     """The penalty of many convolutions; those of one shape are computed together.
 
     With a `fraction` below 1, value and gradient are unbiased estimates. The penalty of a kernel above 1x1
@@ -97,23 +105,26 @@ def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None):
         convs (iterable[nn.Conv2d | nn.ConvTranspose2d]): frozen ones get a value and cost no gradient.
         mode (str): "paper" or "exact".
         fraction (float): share of the frequencies, above 0 and at most 1 (exact).
-        generator (torch.Generator or None): a CPU generator for the draw; None: PyTorch's default.
+        generator (torch.Generator or None): for the draw; None: PyTorch's default one of the weights' device.
+            A generator of another device makes each draw wait for a copy.
+        precision (str): of the matrix products of the gradient on a CUDA device: "float32", or "tf32", which
+            rounds their operands to 10 bits. Values are always float32, since small ones would be wrong with
+            TF32. PyTorch's own settings do not count. On a CPU it has no effect.
 
     Returns:
         Tensor: (len(convs),), each value as `orthogonality_loss` gives it.
 
     Raises:
         TypeError: anything but those modules.
-        ValueError: unknown mode, fraction out of range.
+        ValueError: unknown mode or precision, fraction out of range.
     """
     _check_mode(mode)
     if not 0 < fraction <= 1:
         raise ValueError(f"orthogonality fraction must be above 0 and at most 1, got {fraction}")
-    return map_by_kind(
-        lambda kind, weights: _losses(weights, *kind[:3], mode, fraction, generator),
-        convs,
-        "orthogonality_losses",
-    )
+    if precision not in ("float32", "tf32"):
+        raise ValueError(f"orthogonality precision must be 'float32' or 'tf32', got {precision!r}")
+    compute = partial(norms, mode=mode, fraction=fraction, generator=generator, tf32=precision == "tf32")
+    return losses_by_kind(compute, group_by_kind(convs, "orthogonality_losses"), _weights_at_once)
 
 
 def orthogonality_multiply_adds(conv, mode="paper"):
@@ -132,7 +143,7 @@ def orthogonality_multiply_adds(conv, mode="paper"):
     _check_mode(mode)
     weight = torch.empty(1, *conv.weight.shape, device="meta")
     kernels = split_groups(weight, conv.groups, conv.transposed)
-    return multiply_adds(*gram_operand(kernels, per_axis("stride", conv.stride, 2), mode))
+    return multiply_adds(kernels, per_axis("stride", conv.stride, 2), mode)
 
 
 def _check_mode(mode):
@@ -140,20 +151,9 @@ def _check_mode(mode):
         raise ValueError(f"orthogonality mode must be 'paper' or 'exact', got {mode!r}")
 
 
-def _losses(weights, stride, groups, transposed, mode, fraction=1.0, generator=None):
-    """Weights of one shape -> (len(weights),)."""
-    _check_mode(mode)
-    check_weight(weights[0])
-    stride = per_axis("stride", stride, 2)
-    count = max(1, _WEIGHTS_AT_ONCE // weights[0].numel())
-    losses = []
-    with torch.autocast(weights[0].device.type, enabled=False):
-        for start in range(0, len(weights), count):
-            kernels = stack_kernels(weights[start : start + count], groups, transposed)
-            operand, shift = gram_operand(kernels, stride, mode)
-            if operand.requires_grad:
-                values = Penalty.apply(operand, shift, fraction, generator)
-            else:
-                values, _ = penalty(operand, shift, False, fraction, generator)
-            losses.append(values.view(-1, groups).sum(1))
-    return torch.cat(losses)
+def _weights_at_once(device):
+    """Layers of one shape share their matrix products, on a GPU their launches, too, up to so many weights.
+
+    A larger batch gains nothing, and its buffers take about six times its memory.
+    """
+    return 2**20 if device.type == "cpu" else 2**22

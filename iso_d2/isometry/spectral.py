@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from ._conv import group_by_kind, map_by_kind, per_axis, polyphase, stack_kernels
-from ._orthogonality import frequency_tables
+from ._conv import group_by_kind, losses_by_kind
+from ._tables import complex_product_table, spectral_tables
 
 
 class SpectralPenalty:
@@ -53,7 +53,7 @@ class SpectralPenalty:
         Returns:
             Tensor: (len(convs),), float32 or float64; differentiable by the weights.
         """
-        return map_by_kind(self._losses, self._convs, "SpectralPenalty")
+        return losses_by_kind(self._norms, group_by_kind(self._convs, "SpectralPenalty"))
 
     def state_dict(self):
         """The vectors of the power iteration, to continue a training with."""
@@ -63,47 +63,56 @@ class SpectralPenalty:
         """Continue from a `state_dict` of the same convolutions; vectors that do not fit start anew."""
         self._vectors |= zip(self._vectors, state["vectors"], strict=False)
 
-    def _losses(self, kind, weights):
-        """Weights of one kind -> (len(weights),)."""
-        with torch.autocast(weights[0].device.type, enabled=False):
-            squares, share = self._largest_squares(kind, weights)
-            above = (squares - self.bound**2).clamp(min=0).square()  # (F, B * g)
-            return 0.5 * (share[:, None] * above).sum(0).view(len(weights), -1).sum(1)
+    def _norms(self, kind, kernels, grad):
+        """The n of L = 1/2 n^2, (B,), of kernels (B * g, M / g, C / g, kh, kw), and the gradient of L."""
+        stride, groups, *_ = kind
+        batch, outputs, inputs, *size = kernels.shape
+        stride = tuple(map(min, stride, size))
+        table, root_share = spectral_tables(*size, stride, like=kernels)
+        # (B, taps, C, M): the transform is that of the transposed convolution, E = C * sh * sw channels to M
+        taps = kernels.flatten(3).permute(0, 3, 2, 1).reshape(batch, math.prod(size), -1)
+        matrices = torch.bmm(table.expand(batch, -1, -1), taps)
+        matrices = matrices.view(batch * len(root_share), -1, outputs)  # (B * g * F, 2 E, M): A over B
+        vectors = self._improved(kind, matrices)
+        image = _apply(matrices, vectors)
+        largest = torch.linalg.vector_norm(image[:, 0], dim=1)
+        excess = (largest.square() - self.bound**2).clamp(min=0).view(batch, -1) * root_share
+        if grad is not None:
+            # the derivative of sigma_1^2 has rank 2: 2 Re(u v*) in A and 2 Im(u v*) in B
+            factor = (excess * (2 * root_share)).view(-1, 1, 1)
+            torch.bmm(image.mT, vectors * factor, out=matrices)
+            taps = torch.bmm(table.T.expand(batch, -1, -1), matrices.view(batch, len(table), -1))
+            grad.flatten(3).permute(0, 3, 2, 1).copy_(taps.view(batch, -1, inputs, outputs))
+        return torch.linalg.vector_norm(excess.view(-1, groups * len(root_share)), dim=1)
 
-    def _largest_squares(self, kind, weights):
-        """sigma_1^2 at each frequency, (F, B * g), and each frequency's share, (F,)."""
-        stride, groups, transposed, *_ = kind
-        kernels = stack_kernels(weights, groups, transposed)
-        size = kernels.shape[-2:]
-        stride = tuple(map(min, per_axis("stride", stride, 2), size))
-        kernels = polyphase(kernels, stride)  # (B * g, M, E, kh, kw)
-        cos, sin, share = frequency_tables(*kernels.shape[-2:], kernels.dtype, kernels.device)
-        taps = kernels.flatten(3).movedim(3, 0).flatten(1)  # (kh * kw, B * g * M * E)
-        shape = len(share) * kernels.shape[0], *kernels.shape[1:3]
-        real, imaginary = (cos @ taps).view(shape), (sin @ taps).view(shape)
-        vectors = self._improved(kind, real.detach(), imaginary.detach())
-        left, right = _apply(real, imaginary, vectors)
-        return (left.square() + right.square()).sum((1, 2)).view(len(share), -1), share
-
-    @torch.no_grad()
-    def _improved(self, kind, real, imaginary):
-        """Vectors v nearer to the right singular vectors: (F * B * g, E, 1), real and imaginary part."""
-        v, shape, steps = self._vectors.get(kind), (2, len(real), real.shape[2], 1), 1
+    def _improved(self, kind, matrices):
+        """Vectors v nearer to the singular vectors: (B * g * F, 2, M), real and imaginary part."""
+        v, shape, steps = self._vectors.get(kind), (len(matrices), 2, matrices.shape[2]), 1
         if v is None or v.shape != shape:
             generator = torch.Generator().manual_seed(self.seed)
             v, steps = torch.randn(shape, generator=generator), self.FIRST_STEPS
-        v = v.to(real)
+        v = v.to(matrices)
         for _ in range(steps):
-            u = _apply(real, imaginary, v)
-            improved = torch.stack(_apply(real.mT, -imaginary.mT, u))
-            norm = improved.square().sum((0, 2, 3)).sqrt().view(-1, 1, 1)
+            improved = torch.bmm(_apply(matrices, v), matrices)
+            norm = torch.linalg.vector_norm(improved, dim=(1, 2), keepdim=True)
             # a kernel of zeros has no direction: keep the vectors until it has one
             v = torch.where(norm > 1e-20, improved / norm, v)
         self._vectors[kind] = v
         return v
 
 
-def _apply(real, imaginary, vectors):
-    """(A + i B)(x + i y): real and imaginary part."""
-    x, y = vectors
-    return real @ x - imaginary @ y, real @ y + imaginary @ x
+def _apply(matrices, vectors):
+    """u = (A + i B)(x + i y) as ((Re u, Im u), (Im u, -Re u)).
+
+    The product of these two rows with A over B is (A^T - i B^T) u: real part, imaginary part.
+
+    Args:
+        matrices (Tensor): (n, 2 E, M), A over B.
+        vectors (Tensor): (n, 2, M), x and y.
+
+    Returns:
+        Tensor: (n, 2, 2 E).
+    """
+    products = torch.bmm(vectors, matrices.mT).view(len(vectors), 4, -1)  # A x, B x, A y, B y
+    (table,) = complex_product_table(like=vectors)
+    return torch.bmm(table.expand(len(vectors), 4, 4), products).view(len(vectors), 2, -1)

@@ -199,7 +199,7 @@ def test_backward_keeps_one_gradient_of_each_convolution_that_is_not_frozen():
 def test_the_number_of_layers_worked_on_at_once_does_not_matter(monkeypatch):
     layers = convs()
     expected = orthogonality_losses(layers)
-    monkeypatch.setattr(orthogonality, "_WEIGHTS_AT_ONCE", 1)
+    monkeypatch.setattr(orthogonality, "_weights_at_once", lambda device: 1)
     torch.testing.assert_close(orthogonality_losses(layers), expected)
 
 

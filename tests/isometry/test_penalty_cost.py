@@ -1,5 +1,7 @@
 """What the penalty costs, counted and not timed, and its random subset of frequencies."""
 
+import contextlib
+import copy
 import itertools
 import math
 
@@ -10,7 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from iso_d2.isometry import conv_gram, orthogonality_loss, orthogonality_losses, orthogonality_multiply_adds
+from iso_d2.isometry import (
+    SpectralPenalty,
+    _orthogonality,
+    conv_gram,
+    orthogonality_loss,
+    orthogonality_losses,
+    orthogonality_multiply_adds,
+)
+from iso_d2.isometry._conv import matmul_precision
 
 
 def conv(*shape, stride=1, groups=1, kind=nn.Conv2d):
@@ -47,30 +57,77 @@ def test_multiply_adds_of_a_3x3_layer_by_hand():
     assert orthogonality_multiply_adds(conv(7, 2, 3)) == (12 * 5 + 2) * 2 * 2 * 7 + 2 * 3 * 13 * 9 * 14
 
 
+class Calls(TorchDispatchMode):
+    """The operators that were called, each a kernel on a GPU: not views, nor what only makes a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.devices = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        name = func.__name__.split(".")[0].rstrip("_")
+        if not is_view and not name.startswith(("empty", "new_empty", "_unsafe_view", "promote_types")):
+            self.names.append(name)
+            self.devices.append((kwargs or {}).get("device"))
+        return func(*args, **(kwargs or {}))
+
+
 def products(convs):
     """Names of the matrix products that value and gradient take."""
-    names = []
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            names.append(func.__name__.split(".")[0])
-            return func(*args, **(kwargs or {}))
-
-    with Count():
+    with Calls() as calls:
         orthogonality_losses(convs).sum().backward()
-    return [name for name in names if name in ("mm", "bmm", "baddbmm", "convolution")]
+    return [name for name in calls.names if name in ("mm", "bmm", "baddbmm", "convolution")]
+
+
+def launches(convs, penalty=None):
+    """How many operators value and gradient take, when the tables are made."""
+    compute = SpectralPenalty(convs) if penalty == "spectral" else lambda: orthogonality_losses(convs)
+    compute()
+    with Calls() as calls:
+        compute().sum().backward()
+    return len(calls.names)
+
+
+def resnet50_convs():
+    """The 52 convolutions after the stem of a ResNet-50 of a sixteenth of the width, as 22 kinds."""
+    convs, inputs = [], 4
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width, stride = 4 * 2**stage, 1 if stage == 0 else 2
+        convs.append(conv(inputs, 4 * width, 1, stride=stride))
+        for block in range(blocks):
+            convs.append(conv(inputs, width, 1))
+            convs.append(conv(width, width, 3, stride=stride if block == 0 else 1))
+            convs.append(conv(width, 4 * width, 1))
+            inputs = 4 * width
+    return convs
+
+
+def test_launches_stay_within_a_budget():
+    assert launches([conv(4, 4, 1)]) <= 12
+    assert launches([conv(4, 4, 3)]) <= 19
+    assert launches([conv(4, 4, 3, stride=2)]) <= 27
+    assert launches([conv(4, 4, 3, stride=2)], "spectral") <= 30
+    assert launches(resnet50_convs()) <= 202
+
+
+@pytest.mark.parametrize("penalty", [None, "spectral"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_more_layers_of_one_shape_take_one_launch_more(penalty, stride):
+    layers = [conv(4, 6, 3, stride=stride) for _ in range(7)]
+    assert launches(layers, penalty) <= launches(layers[:1], penalty) + 1
 
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_layers_of_one_shape_share_their_products(count):
     # two transforms, two products for the value, three for the gradient, and no convolution
     assert sorted(products([conv(4, 6, 3) for _ in range(count)])) == ["baddbmm", *["bmm"] * 4, "mm", "mm"]
-    assert products([conv(4, 6, 1) for _ in range(count)]) == ["bmm", "bmm"]
+    assert products([conv(4, 6, 1) for _ in range(count)]) == ["bmm", "baddbmm"]
 
 
 def test_frozen_layers_cost_no_gradient():
     frozen = conv(4, 6, 1).requires_grad_(False)
-    assert products([frozen, conv(4, 6, 1)]) == ["bmm", "bmm", "bmm"]
+    assert products([frozen, conv(4, 6, 1)]) == ["bmm", "bmm", "baddbmm"]
 
 
 def test_buffers_are_used_again_and_do_not_leak_into_results():
@@ -148,6 +205,69 @@ def test_a_fraction_leaves_1x1_and_strided_layers_exact():
     layers = [conv(4, 4, 1), conv(4, 4, 3, stride=2)]
     exact = orthogonality_losses(layers)
     assert torch.equal(orthogonality_losses(layers, fraction=0.1), exact)
+
+
+def test_the_draw_is_that_of_the_generator():
+    """Value by the discrete Fourier transform at the frequencies drawn, of 5: half of a 3 x 3 grid."""
+    layer = conv(3, 4, 2)
+    drawn = torch.randperm(5, generator=torch.Generator().manual_seed(1))[:2].tolist()
+    spectrum = torch.fft.fft2(layer.weight.detach(), s=(3, 3))
+    value = 0
+    for y, x in [[(0, 0), (0, 1), (1, -1), (1, 0), (1, 1)][i] for i in drawn]:
+        a = spectrum[:, :, y, x]
+        error = (a.mH @ a - torch.eye(3)).abs().square().sum()  # of the 3 inputs
+        value += 5 / 2 * 0.5 * error * (1 if (y, x) == (0, 0) else 2) / 9
+    got = orthogonality_losses([layer], fraction=0.4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(got[0].detach(), value)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_the_draw_is_on_the_device_of_the_weights():
+    with FakeTensorMode(), Calls() as calls:
+        layer = nn.Conv2d(3, 4, 2, device="cuda")
+        orthogonality_losses([layer], fraction=0.4)
+    (device,) = [d for name, d in zip(calls.names, calls.devices, strict=True) if name == "randperm"]
+    assert torch.device(device).type == "cuda"
+
+
+def test_tf32_is_for_the_gradient_on_a_gpu_and_settings_come_back(monkeypatch):
+    matmul, cuda = torch.backends.cuda.matmul, torch.device("cuda")
+    for before in ("tf32", "ieee"):
+        monkeypatch.setattr(matmul, "fp32_precision", before)
+        with pytest.raises(KeyError), matmul_precision(cuda):
+            assert matmul.fp32_precision == "ieee"
+            with matmul_precision(cuda, tf32=True):
+                assert matmul.fp32_precision == "tf32"
+            with matmul_precision(torch.device("cpu"), tf32=True):
+                assert matmul.fp32_precision == "ieee"
+            raise KeyError
+        assert matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("layer", [conv(3, 5, 3), conv(4, 4, 1), conv(4, 6, 3, stride=2)], ids=str)
+def test_only_the_products_of_the_gradient_are_rounded(monkeypatch, layer):
+    """With a precision of our own in the place of TF32: products within it are counted."""
+    rounded = []
+
+    @contextlib.contextmanager
+    def counted(device, tf32=False):
+        with Calls() as calls:
+            yield
+        rounded.extend(name for name in calls.names if tf32 and "mm" in name)
+
+    monkeypatch.setattr(_orthogonality, "matmul_precision", counted)
+    orthogonality_losses([layer]).sum()
+    assert not rounded
+    orthogonality_losses([layer], precision="tf32")
+    with Calls() as calls:
+        orthogonality_losses([copy.deepcopy(layer).requires_grad_(False)])
+    for_values = [name for name in calls.names if "mm" in name]
+    assert len(rounded) == len(products([layer])) - len(for_values) > 0
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'tf32', got 'bfloat16'"):
+        orthogonality_losses([conv(2, 2, 3)], precision="bfloat16")
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.5, math.nan])

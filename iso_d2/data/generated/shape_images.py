@@ -31,16 +31,9 @@ def _polygon(corners, radius=1.0, turn=0.0):
     return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
 
 
-<<<<<<< HEAD:iso_d2/data/generated/shape_images.py
 def _box(x, y):
     """A rectangle about the origin."""
     return np.array([(-x, -y), (x, -y), (x, y), (-x, y)])
-=======
-def _box(right, bottom, top=None):
-    """A rectangle with the origin in its middle, or, with another `top`, on its vertical axis."""
-    top = -bottom if top is None else top
-    return np.array([(-right, top), (right, top), (right, bottom), (-right, bottom)])
->>>>>>> ad016da1a8019805ccae50ff0418a4eef7734d78:iso_d2/data/generated/shapes_cls.py
 
 
 _BARS = [_box(0.9, 0.17) + (0, y) for y in (-0.68, 0.0, 0.68)]
