@@ -13,6 +13,11 @@ from ..modeling.blocks import Stem
 logger = logging.getLogger(__name__)
 
 
+def stems_to_whiten(model):
+    """list[Stem]: those with ``whiten=True``, loaded ones among them."""
+    return [module for module in model.modules() if isinstance(module, Stem) and module.whiten]
+
+
 def whiten_stems_(model, batches, images=512):
     """Set the stem of each ISONet with ``whiten=True`` to whiten what the model makes of the images.
 
@@ -29,7 +34,7 @@ def whiten_stems_(model, batches, images=512):
 
     Source: :func:`iso_d2.isometry.whiten_`.
     """
-    for stem in [module for module in model.modules() if isinstance(module, Stem) and module.whiten]:
+    for stem in stems_to_whiten(model):
         if stem.is_set:
             logger.info("The stem is as it was loaded, and not trained (MODEL.ISONET.WHITEN False trains it)")
             continue

@@ -23,6 +23,7 @@ from ..evaluation import build_evaluator
 from ..isometry.model import NORM_LAYERS
 from .checkpoint import IsoCheckpointer
 from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
+from .compilation import CompileHook
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
@@ -95,6 +96,8 @@ class Trainer(DefaultTrainer):
             hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
+        if self.cfg.MODEL.COMPILE:
+            hooks.append(CompileHook())
         return [*hooks, WhiteningHook(), SignalHook(), *super().build_hooks()]
 
     def resume_or_load(self, resume=True):
