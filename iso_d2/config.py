@@ -28,6 +28,9 @@ def _iso_config():
     cfg.MODEL = CN()
     # Keep weights, and with them activations, in the channels-last layout: faster on most GPUs and CPUs
     cfg.MODEL.CHANNELS_LAST = False
+    # Training steps, from the second on, run the network (a detector's or classifier's backbone, a UNet)
+    # compiled by torch.compile. Where that fails it runs as it is, after a warning
+    cfg.MODEL.COMPILE = False
 
     cfg.MODEL.ISONET = CN()
     # 18, 34, 50, 101, 152; with STEM "cifar" also the narrow 6n+2 nets (20, 32, 44, 56, 110)
@@ -173,6 +176,7 @@ def _iso_config():
     # A total loss above this stops the training like one that is not finite; 0: no bound
     cfg.SOLVER.MAX_LOSS = 0.0
 
+    # CLIP_TYPE of Detectron2 "norm", "value" (each parameter by itself), and here also "full_model"
     cfg.SOLVER.CLIP_GRADIENTS = CN()
     # lambda of adaptive clipping (NFNet): each unit's gradient is at most this times the unit's norm; 0: off
     cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE = 0.0

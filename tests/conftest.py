@@ -1,4 +1,4 @@
-"""What every test shares: no network, a cache of its own, and the real data where there is some."""
+"""What every test shares: no network, no GPU unless it asks for one, a cache of its own, the real data."""
 
 import importlib.util
 import logging
@@ -22,12 +22,38 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["ISO_D2_CACHE"] = CACHE
 if NEARBY_DATA.is_dir():
     os.environ.setdefault("DETECTRON2_DATASETS", str(NEARBY_DATA))
+# Tests, and the processes that they start, see no GPU, so that they do the same on every machine. Those
+# marked gpu(n) see all, or are skipped where there are fewer than n. The number is asked for first: the
+# driver reads the variable once.
+GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+VISIBLE = {
+    "is_available": torch.cuda.is_available,
+    "device_count": torch.cuda.device_count,
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
+}
+torch.cuda.is_available, torch.cuda.device_count = (lambda: False), (lambda: 0)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # More threads only get in each other's way on tensors as small as the tests' are.
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def pytest_unconfigure():
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _gpus_for_those_that_ask(request, monkeypatch):
+    marker = request.node.get_closest_marker("gpu")
+    if marker is None:
+        return
+    if marker.args[0] > GPUS:
+        pytest.skip(f"needs {marker.args[0]} GPUs, here are {GPUS}")
+    for name in ("is_available", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, VISIBLE[name])
+    if VISIBLE["CUDA_VISIBLE_DEVICES"] is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE["CUDA_VISIBLE_DEVICES"])
 
 
 @pytest.fixture

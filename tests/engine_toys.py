@@ -45,7 +45,9 @@ class ToyModel(nn.Module):
     def forward(self, batch):
         if not self.training:
             return [self.predict(x) for x in batch]
-        features = next(iter(self.backbone(torch.stack([x["image"].float() for x in batch]) / 255).values()))
+        device = next(self.parameters()).device
+        images = torch.stack([x["image"].to(device).float() for x in batch]) / 255
+        features = next(iter(self.backbone(images).values()))
         return {"loss_toy": features.square().mean() if self.task_loss else 0 * features.sum() + 1.0}
 
     def predict(self, image):
@@ -112,14 +114,14 @@ def toy_config(output_dir, *opts):
     return cfg
 
 
-def train_in_one_process(folder):
+def train_in_one_process(folder, device="cpu"):
     """What each process of a distributed training does; it leaves its weights in `folder`."""
     torch.set_num_threads(1)
     images = os.path.join(folder, f"images{comm.get_rank()}")
     os.mkdir(images)
     for name in ("toy_train", "toy_test"):
         register_toy_data(images, name)
-    trainer = Trainer(toy_config(folder, "SOLVER.MAX_ITER", 2, "SEED", 1))
+    trainer = Trainer(toy_config(folder, "SOLVER.MAX_ITER", 2, "SEED", 1, "MODEL.DEVICE", device))
     trainer.resume_or_load(resume=False)
     trainer.train()
     torch.save(trainer.model.module.state_dict(), os.path.join(folder, f"rank{comm.get_rank()}.pth"))

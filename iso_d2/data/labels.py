@@ -1,9 +1,8 @@
 """Labels of the training data that the model has no class for are refused before they reach it.
 
 Every label is looked at once, on the CPU: those of image files in the mapper, those of whole arrays before
-they go to the training device. On a GPU itself they never are: reading a value there would make every step
-wait, and without a check the loss fails there with an assertion of the device, after which nothing runs any
-more. The models check on their own what reaches them on the CPU.
+they go to the training device. On a GPU itself an error can only be an assertion of the device, after which
+nothing runs any more. The models make such a check there, and an ordinary one on the CPU.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,13 @@
 """Training: the hooks, parameter groups, checkpoints and a trainer that joins them."""
 
+from .compilation import CompileHook
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .model_penalty import ModelPenalty, penalised_layers
 from .optimizer import build_optimizer
 from .trainer import Trainer
 
 __all__ = [
+    "CompileHook",
     "DeltaInitHook",
     "IsometryHook",
     "ModelPenalty",

@@ -12,7 +12,7 @@ from ..analysis import find_network, record_signal, record_step, signal_faults, 
 from ..isometry import SReLU
 from ..isometry.model import count_by_module, delta_init_model_, find_convolutions, unwrap
 from .model_penalty import ModelPenalty, check_penalty
-from .stem_whitening import whiten_stems_
+from .stem_whitening import stems_to_whiten, whiten_stems_
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class WhiteningHook(HookBase):
     """Set the stem of each ISONet with ``whiten=True`` to whiten the training images, before the first step.
 
     Images come from an iterator of its own over the trainer's ``data_loader``; of a generator they are used
-    up. See :func:`~iso_d2.engine.stem_whitening.whiten_stems_`.
+    up. See :func:`~iso_d2.engine.stem_whitening.whiten_stems_`. Without such a stem nothing is read.
 
     Args:
         images (int): how many images to look at, over all processes.
@@ -188,8 +188,11 @@ class WhiteningHook(HookBase):
         self.images = images
 
     def before_train(self):
+        model = unwrap(self.trainer.model)
+        if not stems_to_whiten(model):
+            return
         try:
-            whiten_stems_(unwrap(self.trainer.model), self.trainer.data_loader, self.images)
+            whiten_stems_(model, self.trainer.data_loader, self.images)
         finally:
             # Detectron2's grouping by aspect ratio keeps images for the next batch, of any iterator
             for bucket in getattr(self.trainer.data_loader, "_buckets", ()):

@@ -16,6 +16,9 @@ class BF16Trainer(SimpleTrainer):
     bfloat16 has the range of float32, so the loss needs no scaling. Weights, gradients and optimizer stay
     float32. Detectron2's AMPTrainer is for CUDA only and always scales.
 
+    The losses are written after the optimizer's step: a GPU is not waited for until all of its work is
+    queued. So a loss that is not finite stops the training after that step, not before.
+
     ROIAlign and ROIPooler get float32 features. They convert boxes to the type of the features, and bfloat16
     rounds a coordinate of 512 pixels to a multiple of 4.
     """
@@ -32,16 +35,22 @@ class BF16Trainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16):
             losses = self.model(data)
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
-        self.optimizer.zero_grad()
+        if not self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         sum(losses.values()).backward()
         self.after_backward()
-        self._write_metrics(losses, data_time)
         self.optimizer.step()
+        if self.async_write_metrics:
+            self.concurrent_executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
+        else:
+            self._write_metrics(losses, data_time)
 
 
 def _with_float_features(_, inputs):

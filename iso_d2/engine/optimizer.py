@@ -3,13 +3,10 @@
 import math
 
 import torch
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-    reduce_param_groups,
-)
+from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU, centre_
+from ..isometry import ScaledConv2d, ScaledConvTranspose2d, SharedScale, SReLU
 from .choices import scale_lr_factor
 
 # Adaptive clipping takes the norm of a unit as at least this, so that a unit that starts at 0 can leave it
@@ -30,7 +27,10 @@ def build_optimizer(cfg, model):
 
     Returns:
         torch.optim.SGD: with gradient clipping if SOLVER.CLIP_GRADIENTS says so; adaptive clipping (ADAPTIVE)
-        comes before that of CLIP_TYPE.
+        comes before that of CLIP_TYPE, see :class:`GradientClipper`.
+
+    Raises:
+        ValueError: an unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE; ADAPTIVE is not a finite number >= 0.
 
     Source: the paper's code (weight decay 0 for thresholds, learning rate x0.1 for scales).
     """
@@ -46,7 +46,7 @@ def build_optimizer(cfg, model):
         {"params": _trained(model, SharedScale, "scale"), "lr": cfg.SOLVER.BASE_LR * scale_lr_factor(cfg)},
         {"params": _trained(model, (ScaledConv2d, ScaledConvTranspose2d), "metric"), "weight_decay": 0.0},
     ]
-    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+    optimizer = torch.optim.SGD(
         # the last entry for a parameter counts
         reduce_param_groups(params),
         lr=cfg.SOLVER.BASE_LR,
@@ -58,8 +58,12 @@ def build_optimizer(cfg, model):
     centred = [m.weight for m in model.modules() if getattr(m, "centred", False)]
     if centred:
         _keep_means(optimizer, centred)
-    if cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE != 0:
-        optimizer.register_step_pre_hook(AdaptiveClipper(model, cfg.SOLVER.CLIP_GRADIENTS.ADAPTIVE))
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if clipping.ADAPTIVE != 0:
+        optimizer.register_step_pre_hook(AdaptiveClipper(model, clipping.ADAPTIVE))
+    if clipping.ENABLED:
+        clipper = GradientClipper(clipping.CLIP_TYPE, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+        optimizer.register_step_pre_hook(clipper)
     return optimizer
 
 
@@ -67,24 +71,66 @@ def _keep_means(optimizer, weights):
     means = []
 
     def before(*_):
-        means[:] = [w.detach().flatten(1).mean(1).view(-1, *[1] * (w.dim() - 1)) for w in weights]
-        for weight in weights:
-            if weight.grad is not None:
-                centre_(weight.grad)
+        means[:] = _means(weights)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if gradients:
+            torch._foreach_sub_(gradients, _means(gradients))
 
-    @torch.no_grad()
     def after(*_):
-        for weight, mean in zip(weights, means, strict=True):
-            centre_(weight).add_(mean)
+        torch._foreach_add_(weights, torch._foreach_sub(means, _means(weights)))
 
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    optimizer.register_step_pre_hook(torch.no_grad()(before))
+    optimizer.register_step_post_hook(torch.no_grad()(after))
+
+
+def _means(weights):
+    """list[Tensor]: the mean of each output's part of each weight, (M, 1, ...)."""
+    return [weight.mean(dim=tuple(range(1, weight.dim())), keepdim=True) for weight in weights]
 
 
 def _trained(model, types, name):
     """The parameters of one name in the modules of some types, frozen ones left out."""
     found = [getattr(module, name) for module in model.modules() if isinstance(module, types)]
     return [parameter for parameter in found if parameter is not None and parameter.requires_grad]
+
+
+class GradientClipper:
+    """Clip gradients before an optimizer's step, as Detectron2 does and in a few operations for all of them.
+
+        "norm":        G <- G * min(1, c / (||G|| + 1e-6)) for the gradient G of each parameter by itself
+        "value":       each entry of G to [-c, c]
+        "full_model":  as "norm", with the norm of all gradients taken together
+
+    Args:
+        kind (str): one of these.
+        limit (float): c.
+        norm_type (float): p of the p-norm.
+
+    Raises:
+        ValueError: another kind.
+
+    Source: detectron2.solver.build, which has the first two; the third is that of its DETR projects.
+    """
+
+    def __init__(self, kind, limit, norm_type=2.0):
+        if kind not in ("norm", "value", "full_model"):
+            raise ValueError(
+                f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be norm, value or full_model, got {kind!r}"
+            )
+        self.kind, self.limit, self.norm_type = kind, float(limit), float(norm_type)
+
+    @torch.no_grad()
+    def __call__(self, optimizer, args=(), kwargs=None):
+        """Change the gradients in place; the arguments are those of ``register_step_pre_hook``."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.kind == "value":
+            clip_grad_value_(parameters, self.limit)
+        elif self.kind == "full_model":
+            clip_grad_norm_(parameters, self.limit, self.norm_type)
+        elif parameters:
+            gradients = [parameter.grad for parameter in parameters]
+            norms = torch.stack(torch._foreach_norm(gradients, self.norm_type))
+            torch._foreach_mul_(gradients, (self.limit / (norms + 1e-6)).clamp_(max=1).unbind())
 
 
 class AdaptiveClipper:
@@ -119,11 +165,19 @@ class AdaptiveClipper:
     @torch.no_grad()
     def __call__(self, optimizer=None, args=(), kwargs=None):
         """Change the gradients in place; the arguments are those of ``register_step_pre_hook``."""
-        for weight in self.weights:
-            if weight.grad is None:
-                continue
-            dims = tuple(range(1, weight.dim()))
-            allowed = torch.linalg.vector_norm(weight, dim=dims, keepdim=True).clamp_(min=SMALLEST_NORM)
-            norm = torch.linalg.vector_norm(weight.grad, dim=dims, keepdim=True)
-            # a gradient of 0 stays 0; a NaN stays NaN, which the check of the losses finds
-            weight.grad.mul_((self.clipping * allowed / norm.clamp(min=1e-12)).clamp_(max=1))
+        weights = [weight for weight in self.weights if weight.grad is not None]
+        if not weights:
+            return
+        gradients = [weight.grad for weight in weights]
+        norms, allowed = _unit_norms(gradients), _unit_norms(weights).clamp_(min=SMALLEST_NORM)
+        # a gradient of 0 stays 0; a NaN stays NaN, which the check of the losses finds
+        factors = (self.clipping * allowed / norms.clamp_(min=1e-12)).clamp_(max=1)
+        factors = factors.split([len(weight) for weight in weights])
+        shaped = [f.view(-1, *[1] * (w.dim() - 1)) for f, w in zip(factors, weights, strict=True)]
+        torch._foreach_mul_(gradients, shaped)
+
+
+def _unit_norms(weights):
+    """The norms of the units of all weights, one after the other, 1-dim."""
+    norm = torch.linalg.vector_norm
+    return torch.cat([norm(weight, dim=tuple(range(1, weight.dim()))) for weight in weights])

@@ -15,6 +15,9 @@ from ..config import add_iso_config
 from ..data import register_coco_json, register_image_folder
 from ..data.lgg import named_by_split, without_split
 
+# Meta-architectures whose training images are all of one size
+ONE_SIZE = ("ImageClassifier", "UNetSegmentor")
+
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +85,9 @@ def _register(cfg, key, register, parts):
 def setup(args):
     """Config, output folder, loggers and seed of a command.
 
+    A training of an ImageClassifier or a UNetSegmentor, whose images are all of one size, lets cuDNN look for
+    the fastest algorithms, whatever CUDNN_BENCHMARK says.
+
     Args:
         args (argparse.Namespace): of Detectron2's ``default_argument_parser``.
 
@@ -99,6 +105,8 @@ def setup(args):
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="iso_d2")
     default_setup(cfg, args)
+    if cfg.MODEL.META_ARCHITECTURE in ONE_SIZE and not args.eval_only:
+        torch.backends.cudnn.benchmark = True
     return cfg
 
 

@@ -13,6 +13,11 @@ from ..modeling.blocks import Stem
 logger = logging.getLogger(__name__)
 
 
+def stems_to_whiten(model):
+    """dict[str, Stem]: those with ``whiten=True`` by name, loaded ones among them."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Stem) and m.whiten}
+
+
 def whiten_stems_(model, batches, images=512):
     """Set the stem of each ISONet with ``whiten=True`` to whiten what the model makes of the images.
 
@@ -29,8 +34,7 @@ def whiten_stems_(model, batches, images=512):
 
     Source: :func:`iso_d2.isometry.whiten_`.
     """
-    stems = {name: m for name, m in model.named_modules() if isinstance(m, Stem) and m.whiten}
-    for name, stem in stems.items():
+    for name, stem in stems_to_whiten(model).items():
         if stem.is_set:
             logger.info("The stem is as it was loaded, and not trained (MODEL.ISONET.WHITEN False trains it)")
             continue

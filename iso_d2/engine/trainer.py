@@ -30,6 +30,7 @@ from .checks import (
     warn_of_unscaled_images,
 )
 from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
+from .compilation import CompileHook
 from .divergence import Remembering, diagnosis
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
@@ -99,6 +100,8 @@ class Trainer(DefaultTrainer):
             hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
         if iso.ANALYSIS.PERIOD > 0:
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
+        if self.cfg.MODEL.COMPILE:
+            hooks.append(CompileHook())
         hooks += [WhiteningHook(), SignalHook()]
         solver, checkpointer = self.cfg.SOLVER, self.checkpointer
         for hook in super().build_hooks():

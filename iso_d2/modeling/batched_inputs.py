@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
+# CUDA's assertions take no longer one
+LONGEST_MESSAGE = 255
+
 
 def as_batch(inputs, key, model, kind, training):
     """Images and labels of a step.
@@ -50,8 +53,9 @@ def _stack(inputs, key, model):
 def check_label_range(labels, num_classes, accepted, advice=""):
     """Stop at a label that the model has no class for.
 
-    Labels on a GPU are taken as they are: to look at them would make every step wait for the GPU. The data
-    sets of this package have been checked when they come there (see iso_d2.data.labels).
+    Labels on a GPU are checked there, because to look at them here would make every step wait for the GPU.
+    A wrong one prints the message and stops the process with CUDA's "device-side assert triggered". The
+    data sets of this package have been checked before that (see iso_d2.data.labels).
 
     Args:
         labels (Tensor): of integers, those to be ignored set to 0.
@@ -60,9 +64,11 @@ def check_label_range(labels, num_classes, accepted, advice=""):
         advice (str): what to do; ends the message.
 
     Raises:
-        ValueError: there is another label.
+        ValueError: there is another label, on the CPU.
     """
     if labels.device.type != "cpu":
+        within = (labels == labels.clamp(0, num_classes - 1)).all()
+        torch._assert_async(within, f"Labels must be {accepted}{advice}"[:LONGEST_MESSAGE])
         return
     low, high = (value.item() for value in labels.aminmax())
     if low < 0 or high >= num_classes:

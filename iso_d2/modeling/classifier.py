@@ -82,11 +82,12 @@ class ImageClassifier(nn.Module):
             softmax: (num_classes,) for each dict of a list, (B, num_classes) for one batch.
 
         Raises:
-            ValueError: images of several sizes, a label on the CPU that is out of range.
+            ValueError: images of several sizes, a label on the CPU that is out of range; on a GPU see
+                :func:`~iso_d2.modeling.batched_inputs.check_label_range`.
             KeyError: no label in training.
         """
         images, labels = as_batch(batched_inputs, "label", "ImageClassifier", "classification", self.training)
-        images = (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        images = (images.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
         logits = self.backbone(images)[self.feature]
         if self.feature != "linear":
             logits = self.linear(self.dropout(self.avgpool(logits).flatten(1)))
@@ -94,7 +95,7 @@ class ImageClassifier(nn.Module):
         if self.training:
             accepted = f"0 to {self.num_classes - 1} (MODEL.CLASSIFIER.NUM_CLASSES {self.num_classes})"
             check_label_range(labels, self.num_classes, accepted)
-            labels = labels.to(self.device, torch.int64)
+            labels = labels.to(self.device, torch.int64, non_blocking=True)
             return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
         scores = logits.softmax(dim=1)
         return {"scores": scores} if isinstance(batched_inputs, Mapping) else [{"scores": s} for s in scores]

@@ -92,13 +92,14 @@ class UNetSegmentor(nn.Module):
 
         Raises:
             ValueError: images of several sizes in training or with another number of channels, labels of
-                another size than the images or, on the CPU, out of range.
+                another size than the images or, on the CPU, out of range (on a GPU see
+                :func:`~iso_d2.modeling.batched_inputs.check_label_range`).
             KeyError: no labels in training.
         """
         if self.training:
             images, labels = as_batch(batched_inputs, "sem_seg", "UNetSegmentor", "segmentation", True)
             self._check_labels(labels, images.shape)
-            labels = labels.to(self.device)
+            labels = labels.to(self.device, non_blocking=True)
             return segmentation_losses(self._logits(images), labels, self.loss, self.dice_smooth)
         if isinstance(batched_inputs, Mapping):
             return {"probabilities": class_probabilities(self._logits(batched_inputs["images"]))}
@@ -118,7 +119,7 @@ class UNetSegmentor(nn.Module):
                 f"UNetSegmentor takes images of {self.unet.in_channels} channels (MODEL.UNET.IN_CHANNELS), "
                 f"got {images.shape[1]}: INPUT.FORMAT decides how many the mapper makes"
             )
-        images = images.to(self.device).float()
+        images = images.to(self.device, non_blocking=True).float()
         if self.standardize == "dataset":
             return self.unet((images - self.pixel_mean) / self.pixel_std)
         std, mean = torch.std_mean(images, dim=(-2, -1), correction=0, keepdim=True)

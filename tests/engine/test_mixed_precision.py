@@ -64,6 +64,30 @@ def test_bf16_takes_the_step_of_float32_up_to_rounding():
     assert model.linear.weight.item() == pytest.approx(0.5 - 0.01 * 9, rel=1e-2)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_bf16_writes_the_losses_when_all_work_is_queued(monkeypatch, early):
+    model, calls = nn.Linear(1, 1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = BF16Trainer(model, [torch.ones(1, 1)], optimizer, zero_grad_before_forward=early)
+    model.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    for target, name in ((optimizer, "zero_grad"), (optimizer, "step"), (trainer, "_write_metrics")):
+        monkeypatch.setattr(target, name, lambda *_, name=name: calls.append(name))
+    trainer.run_step()
+    first = ["zero_grad", "forward"] if early else ["forward", "zero_grad"]
+    assert calls == [*first, "step", "_write_metrics"]
+
+
+def test_bf16_writes_asynchronously_if_asked_to(monkeypatch):
+    model, written = nn.Linear(1, 1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = BF16Trainer(model, [torch.ones(1, 1)], optimizer, async_write_metrics=True)
+    trainer.iter = 7
+    monkeypatch.setattr(trainer, "_write_metrics", lambda *_, iter=None: written.append(iter))
+    trainer.run_step()
+    trainer.concurrent_executor.shutdown(wait=True)
+    assert written == [7]
+
+
 def test_boxes_are_not_rounded_for_bf16_features():
     """513 would be 512 in bfloat16: the one bright column shows which box was pooled."""
     pooler = ROIAlign((1, 1), 1.0, 1)
@@ -102,7 +126,7 @@ def test_bf16_stays_on_without_cuda():
     assert not load_config(opts=opts).SOLVER.AMP.ENABLED
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu(1)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_both_precisions_train_on_cuda(tmp_path, precision):
     opts = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", precision, "MODEL.DEVICE", "cuda")

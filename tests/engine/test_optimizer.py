@@ -4,9 +4,10 @@ import pytest
 import torch
 from detectron2.solver import build_lr_scheduler
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iso_d2.engine import build_optimizer
-from iso_d2.engine.optimizer import AdaptiveClipper
+from iso_d2.engine.optimizer import AdaptiveClipper, GradientClipper
 from iso_d2.engine.setup import load_config
 from iso_d2.isometry import SharedScale, SReLU, orthogonality_losses
 from iso_d2.modeling import ISONet
@@ -25,6 +26,9 @@ class Net(nn.Module):
         self.others = nn.Module()
         self.others.scale = nn.Parameter(torch.ones(1))
         self.others.threshold = nn.Parameter(torch.ones(4))
+
+
+CLIP_TYPE = ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE",)
 
 
 def config(*opts):
@@ -106,6 +110,72 @@ def test_gradient_clipping():
         parameter.grad = torch.full_like(parameter, 100.0)
     optimizer.step()
     assert model.shared.scale.item() == pytest.approx(-0.01 * 0.5)
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("norm", [[[1.5, 2.0]], [[0.5]]]),  # norms 5 and 0.5
+        ("value", [[[2.5, 2.5]], [[0.5]]]),
+        ("full_model", [[[3 / 2.01, 4 / 2.01]], [[0.5 / 2.01]]]),  # 5.025 together
+    ],
+)
+def test_clipping_by_hand(kind, expected):
+    weights = [nn.Parameter(torch.zeros(1, n)) for n in (2, 1, 3)]
+    for weight, gradient in zip(weights, ([[3.0, 4.0]], [[0.5]]), strict=False):
+        weight.grad = torch.tensor(gradient)
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    GradientClipper(kind, 2.5)(optimizer)
+    assert weights[2].grad is None
+    for weight, gradient in zip(weights, expected, strict=False):
+        torch.testing.assert_close(weight.grad, torch.tensor(gradient), rtol=1e-3, atol=0)
+
+
+def test_clipping_by_another_norm():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    cfg = config("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm")
+    cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY = 1.0, 0.0, 0.0
+    model = nn.Module()
+    model.weight = weight
+    build_optimizer(cfg, model).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.1 * 3 / 7, -0.1 * 4 / 7]))
+    with pytest.raises(ValueError, match="CLIP_TYPE must be norm, value or full_model, got 'all'"):
+        build_optimizer(config("SOLVER.CLIP_GRADIENTS.ENABLED", True, *CLIP_TYPE, "all"), model)
+
+
+class CountOperators(TorchDispatchMode):
+    """How many operators run within it; views and what only allocates count, too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(*opts):
+    """For R-ISONet-20 (paper) with its 59 parameters; the second step, which has momenta."""
+    net = ISONet(20, True, stem="cifar", num_classes=10)
+    optimizer = build_optimizer(config(*opts), net)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with CountOperators() as counter:
+        optimizer.step()
+    return counter.count
+
+
+@pytest.mark.parametrize("kind", ["norm", "value", "full_model"])
+def test_clipping_takes_few_operators_however_many_parameters(kind):
+    clipping = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, *CLIP_TYPE, kind)
+    assert operators_of_a_step(*clipping) - operators_of_a_step() <= 12
+
+
+def test_adaptive_clipping_takes_two_operators_a_weight_and_a_few():
+    adaptive = operators_of_a_step("SOLVER.CLIP_GRADIENTS.ADAPTIVE", 0.1)
+    # a norm of each of the 21 convolutions and of each gradient; views of the factors count, too
+    assert adaptive - operators_of_a_step() <= 4 * 21 + 12
 
 
 @pytest.mark.parametrize("clip_type", ["norm", "value"])

@@ -79,6 +79,23 @@ def test_setup_writes_config_and_log(tmp_path):
     assert os.path.isfile(os.path.join(folder, "config.yaml"))
 
 
+@pytest.mark.parametrize(
+    "arguments, on",
+    [
+        (["MODEL.META_ARCHITECTURE", "ImageClassifier"], True),
+        (["MODEL.META_ARCHITECTURE", "UNetSegmentor"], True),
+        (["--eval-only", "MODEL.META_ARCHITECTURE", "UNetSegmentor"], False),
+        ([], False),
+        (["CUDNN_BENCHMARK", "True"], True),
+    ],
+)
+def test_cudnn_searches_where_images_are_of_one_size(tmp_path, monkeypatch, arguments, on):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    options = [*arguments, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    setup(default_argument_parser().parse_args(options))
+    assert torch.backends.cudnn.benchmark == on
+
+
 def test_own_coco_format_data_sets_are_registered():
     cfg = load_config(opts=["DATASETS.COCO_FORMAT", "[['my_train', 'a.json', 'images']]"])
     assert cfg.DATASETS.COCO_FORMAT == [["my_train", "a.json", "images"]]

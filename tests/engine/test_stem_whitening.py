@@ -107,6 +107,14 @@ class Blind(engine_toys.ToyModel):
         return {}
 
 
+def test_nothing_to_whiten_needs_no_loader():
+    model = engine_toys.ToyModel(tiny_net(whiten=False))
+    trainer = SimpleTrainer(model, [], torch.optim.SGD(model.parameters(), lr=0.0))
+    del trainer.data_loader
+    trainer.register_hooks([WhiteningHook()])
+    trainer.train(0, 0)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="at least one image, got 0"):
         WhiteningHook(0)

@@ -194,9 +194,10 @@ def test_mappers(tmp_path):
     assert batch[0]["image"].shape == (3, engine_toys.HEIGHT, engine_toys.WIDTH)
 
 
-def test_two_processes_on_the_cpu(tmp_path):
-    launch(engine_toys.train_in_one_process, 2, dist_url="auto", args=(str(tmp_path),))
-    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in range(2))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(2))])
+def test_two_processes(tmp_path, device):
+    launch(engine_toys.train_in_one_process, 2, dist_url="auto", args=(str(tmp_path), device))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth", map_location="cpu") for rank in range(2))
     assert same(first, second)
     merged = {name: value for line in metrics(tmp_path) for name, value in line.items()}
     assert merged["loss_ortho"] > 0

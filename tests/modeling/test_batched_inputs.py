@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 
 from iso_d2.modeling.batched_inputs import as_batch, check_label_range
 
@@ -22,10 +23,19 @@ def test_both_forms_give_the_same_tensors(inputs, labels):
     assert as_batch(inputs, "y", "Model", "good", training=False)[1] is None
 
 
-def test_labels_are_looked_at_on_the_cpu_alone():
-    """A tensor on the meta device has no values, so that looking at them would fail."""
+def test_labels_out_of_range():
     labels = torch.tensor([0, 3])
     check_label_range(labels, 4, "0 to 3")
     with pytest.raises(ValueError, match=r"^Labels must be 0 to 2, got 3: mend them$"):
         check_label_range(labels, 3, "0 to 2", ": mend them")
-    check_label_range(labels.to("meta"), 3, "0 to 2")
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_labels_on_a_gpu_are_checked_without_waiting(wrong):
+    with pretended_gpu() as waits:
+        labels = torch.tensor([[0, 2, wrong]], device="cuda")
+        waits.clear()
+        check_label_range(labels[:, :2], 3, "0 to 2")
+        with pytest.raises(RuntimeError, match=r"^Labels must be 0 to 2: mend them$"):
+            check_label_range(labels, 3, "0 to 2", ": mend them")
+        assert not waits
