@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ..catalog import cache_json, register
+from .segmentations import fault_of_segmentation
 
 # Pixels by which a box may stick out of its image and still count as rounding: corners known to whole
 # pixels only are off by up to one at either end. The mapper clips such boxes.
@@ -17,12 +18,12 @@ EDGE_TOLERANCE = 2.0
 _ID = (lambda value: isinstance(value, (int, str)), "an integer")
 _SIDE = (lambda value: isinstance(value, (int, float)) and value > 0, "pixels")
 _AREA = (lambda value: isinstance(value, (int, float)) and math.isfinite(value), "a finite number of pixels")
-_TEXT = (lambda value: isinstance(value, str), "a text")
+_FILE = (lambda value: isinstance(value, str) and _stays_inside(Path(value)), "a file of the image folder")
 _ANY = (lambda value: True, "")
 # What the entries of each list need, what it must be, and how to say so. COCO's evaluation sorts objects into
 # small, medium and large by `area`.
 _FIELDS = {
-    "images": {"id": _ID, "file_name": _TEXT, "height": _SIDE, "width": _SIDE},
+    "images": {"id": _ID, "file_name": _FILE, "height": _SIDE, "width": _SIDE},
     "annotations": {"id": _ID, "image_id": _ID, "category_id": _ID, "bbox": _ANY, "area": _AREA},
     "categories": {"id": _ID, "name": _ANY},
 }
@@ -119,7 +120,7 @@ def read_coco_json(json_file, hint=""):
         raise FileNotFoundError(f"annotation file {json_file.absolute()} does not exist. {hint}")
     try:
         data = json.loads(json_file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{json_file} is not valid json ({error}). It may be truncated: fetch or make it again."
         ) from error
@@ -148,6 +149,8 @@ def _first_fault(data):
             for key, (is_good, wanted) in fields.items():
                 if not is_good(entry[key]):
                     return f": {section}[{index}] has {key} {entry[key]!r}: give {wanted}."
+        if len({type(entry["id"]) for entry in entries}) > 1:
+            return f": some ids of the {section} are texts, others numbers. Take one kind."
         if len({entry["id"] for entry in entries}) < len(entries):
             return f": two of the {section} have the same id. Number them anew."
 
@@ -170,7 +173,14 @@ def _first_fault(data):
                 f"{name} in {image['file_name']}: bbox {annotation['bbox']} must be [x, y, width, height] in "
                 f"pixels, {fault}. Mend or remove it."
             )
+        segmentation = annotation.get("segmentation")
+        if segmentation and (fault := fault_of_segmentation(segmentation, image["height"], image["width"])):
+            return f"{name} in {image['file_name']}: its segmentation must be {fault}. Mend or remove it."
     return ""
+
+
+def _stays_inside(path):
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _fault_of_box(box, width, height):

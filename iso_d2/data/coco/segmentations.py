@@ -21,7 +21,7 @@ def fault_of_segmentation(segmentation, height, width):
         return _fault_of_polygons(segmentation, height, width)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "a list of polygons, or RLE with size and counts"
-    if list(segmentation["size"]) != [height, width]:
+    if segmentation["size"] not in ([height, width], (height, width)):
         return f"RLE of the image's size [{height}, {width}], got {segmentation['size']}"
     counts = segmentation["counts"]
     if isinstance(counts, (str, bytes)):
