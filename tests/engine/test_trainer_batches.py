@@ -11,8 +11,8 @@ from iso_d2.config import add_iso_config
 from iso_d2.data import LabelledImages, register_image_folder, register_labelled_images
 from iso_d2.data.batches import EvaluationBatches, TrainingBatches
 from iso_d2.engine import Trainer
+from iso_d2.engine.checks import check_same_classes
 from iso_d2.engine.setup import load_config
-from iso_d2.engine.trainer import _check_same_classes
 
 NAMES = ("toy_arrays", "toy_folder")
 
@@ -78,13 +78,13 @@ def test_class_lists_must_agree(tmp_path):
     cfg = config("toy_folder")
     cfg.DATASETS.TEST = ("toy_arrays",)
     DatasetCatalog.get("toy_folder")
-    _check_same_classes(cfg)
+    check_same_classes(cfg)
     (tmp_path / "c").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "c" / "0.png")
     register_image_folder("toy_folder", tmp_path)
     DatasetCatalog.get("toy_folder")
     with pytest.raises(ValueError, match="'toy_arrays' has other classes than 'toy_folder'"):
-        _check_same_classes(cfg)
+        check_same_classes(cfg)
 
 
 def test_folders_are_registered_from_the_config(tmp_path):

@@ -41,7 +41,7 @@ def test_missing_file_says_where_it_looked_and_what_to_do(tmp_path):
     assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ['{"images": [{"id"', "", "\x00\x01"])
+@pytest.mark.parametrize("text", ['{"images": [{"id"', "", "\x00\x01", "[" * 100_000])
 def test_truncated_file(tmp_path, text):
     path = tmp_path / "set.json"
     path.write_text(text)
@@ -53,7 +53,21 @@ def test_truncated_file(tmp_path, text):
     ("section", "key", "value", "message"),
     [
         ("images", "id", [7], r"images\[0\] has id \[7\]: give an integer"),
-        ("images", "file_name", None, r"images\[0\] has file_name None: give a text"),
+        ("images", "file_name", None, r"images\[0\] has file_name None: give a file of the image folder"),
+        ("images", "file_name", "../../etc/passwd", r"has file_name '\.\./\.\./etc/passwd': give a file of"),
+        ("images", "file_name", "/etc/passwd", r"has file_name '/etc/passwd': give a file of"),
+        (
+            "annotations",
+            "segmentation",
+            {"size": [10**6] * 2, "counts": "a"},
+            r"RLE of the image's size \[50, 100\]",
+        ),
+        (
+            "annotations",
+            "segmentation",
+            [[math.nan] * 6],
+            "its segmentation must be polygons of finite numbers",
+        ),
         ("annotations", "category_id", {}, r"annotations\[0\] has category_id {}: give an integer"),
         ("annotations", "area", math.nan, r"annotations\[0\] has area nan: give a finite number"),
         ("annotations", "area", "big", r"annotations\[0\] has area 'big'"),
@@ -63,6 +77,12 @@ def test_truncated_file(tmp_path, text):
 def test_wrong_type(tmp_path, section, key, value, message):
     with pytest.raises(ValueError, match=message):
         read_coco_json(write(tmp_path, **{section: [{**GOOD[section][0], key: value}]}))
+
+
+def test_ids_of_two_kinds(tmp_path):
+    one = GOOD["categories"][0]
+    with pytest.raises(ValueError, match="some ids of the categories are texts, others numbers"):
+        read_coco_json(write(tmp_path, categories=[one, {**one, "id": "b"}]))
 
 
 def test_a_json_list_is_no_coco_file(tmp_path):
