@@ -44,6 +44,10 @@ def test_a_gpu_is_named_without_using_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "rounded"), [("tf32", True), ("ieee", False)])
-def test_tf32_is_told_whatever_the_process_has_set_it_by(monkeypatch, precision, rounded):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
-    assert hardware("cuda", 1)["tf32"]["matmul"] is rounded
+def test_tf32_is_told_in_a_process_that_has_set_it_by_torchs_present_interface(precision, rounded):
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    try:
+        assert hardware("cuda", 1)["tf32"]["matmul"] is rounded
+    finally:
+        matmul.fp32_precision = before
