@@ -122,27 +122,28 @@ def measure_penalty(options, seconds):
     ]
     if on_gpu:
         with tf32(True):
-            rows = _whole_net(_measured(kinds, convs, options, seconds * 0.2), options)
-        tables.append(Table("The same with operands rounded to TF32, in both forms", rows))
+            rows = _whole_net(_measured(kinds, convs, options, seconds * 0.2, precision="tf32"), options)
+        tables.append(Table("The same with TF32: iso_d2's gradient, the paper's form altogether", rows))
     return tables
 
 
-def _measured(kinds, convs, options, seconds, step=None):
+def _measured(kinds, convs, options, seconds, step=None, precision="float32"):
     """Comparison: both forms by shape, under (form, shape), and those of the whole net by name.
 
     The paper's form of the whole net is the sum over its layers, the penalty at every n-th step a fraction.
     """
     generator = torch.Generator().manual_seed(options.seed)
     cases = dict(step or {})
+    ours = partial(orthogonality_losses, precision=precision)
     for kind, alike in kinds.items():
         cases[PAPER, kind] = partial(values_and_gradients, alike, paper_losses)
-        cases[OURS, kind] = partial(values_and_gradients, alike, orthogonality_losses)
+        cases[OURS, kind] = partial(values_and_gradients, alike, ours)
     whole = {OURS: {}, EXACT: {"mode": "exact"}}
     for fraction in FRACTIONS:
         drawn = {"fraction": fraction, "generator": generator}
         whole[f"{OURS}, fraction {fraction} of the frequencies"] = drawn
     for name, arguments in whole.items():
-        cases[name] = partial(values_and_gradients, convs, partial(orthogonality_losses, **arguments))
+        cases[name] = partial(values_and_gradients, convs, partial(ours, **arguments))
     measured = compare(cases, options.repeats, seconds)
     measured = measured.with_derived(PAPER, lambda row: sum(row[PAPER, kind] for kind in kinds))
     for period in PERIODS:
