@@ -120,15 +120,16 @@ def _measured(kinds, convs, options, seconds, step):
     """
     generator = torch.Generator().manual_seed(options.seed)
     cases = {STEP: step}
+    ours = partial(orthogonality_losses, precision=options.penalty_precision)
     for kind, alike in kinds.items():
         cases[PAPER, kind] = partial(values_and_gradients, alike, paper_losses)
-        cases[OURS, kind] = partial(values_and_gradients, alike, orthogonality_losses)
+        cases[OURS, kind] = partial(values_and_gradients, alike, ours)
     whole = {OURS: {}, EXACT: {"mode": "exact"}}
     for fraction in FRACTIONS:
         drawn = {"fraction": fraction, "generator": generator}
         whole[f"{OURS}, fraction {fraction} of the frequencies"] = drawn
     for name, arguments in whole.items():
-        cases[name] = partial(values_and_gradients, convs, partial(orthogonality_losses, **arguments))
+        cases[name] = partial(values_and_gradients, convs, partial(ours, **arguments))
     measured = compare(cases, options.repeats, seconds)
     measured = measured.with_derived(PAPER, lambda row: sum(row[PAPER, kind] for kind in kinds))
     for period in PERIODS:

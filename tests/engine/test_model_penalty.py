@@ -184,3 +184,9 @@ def test_shares_are_even_and_the_same_in_every_process():
 def test_more_processes_than_layers():
     convs = {"conv": nn.Conv2d(2, 2, 1)}
     assert [len(_share(convs, "paper", process, 3)) for process in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["paper", "spectral"])
+def test_unknown_precision(mode):
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'tf32', got 'half'"):
+        ModelPenalty(ToyModel(tiny_resnet()), 0.1, mode, precision="half")
