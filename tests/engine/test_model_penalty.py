@@ -164,7 +164,9 @@ def test_two_processes_share_the_layers_and_train_as_one_does(tmp_path, tensor_l
     assert first["layers"] and second["layers"]
     for name, weight in alone["weights"].items():
         for process in (first, second):
-            torch.testing.assert_close(process["weights"][name], weight, rtol=1e-5, atol=1e-5)
+            # the steps are large: weights grow to 1e4, and small ones are rounded like large ones
+            rounding = 1e-6 * weight.abs().max().item()
+            torch.testing.assert_close(process["weights"][name], weight, rtol=1e-5, atol=rounding)
     assert set(first["written"]) == set(alone["written"])
     for name, value in alone["written"].items():
         if name == "loss_ortho" or name.startswith("ortho/"):
