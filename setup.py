@@ -26,6 +26,7 @@ setup(
         "opencv-python-headless",
         "pillow",
         "pycocotools",
+        "pyyaml",
         "scipy",
         "tabulate",
         "torch>=2.4",

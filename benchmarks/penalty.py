@@ -118,7 +118,7 @@ def _measured(kinds, convs, options, seconds, step):
 
     The paper's form of the whole net is the sum over its layers, the penalty at every n-th step a fraction.
     """
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator(options.device).manual_seed(options.seed)
     cases = {STEP: step}
     ours = partial(orthogonality_losses, precision=options.penalty_precision)
     for kind, alike in kinds.items():

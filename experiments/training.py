@@ -111,14 +111,15 @@ class Training:
 
         `os.wait4` cannot tell it: on Linux its ``ru_maxrss`` counts the memory of the starting process, too.
         """
-        peak = 0
+        peak, pause = 0, 0.02  # a short command is looked at, too
         while True:
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{self._process.pid}/status").read_text()
                 peak = max(peak, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status)), 0)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=POLL)
+                self._process.wait(timeout=pause)
                 return peak
+            pause = min(2 * pause, POLL)
 
     def _account(self, **used):
         """Add a command to ``commands.json``.

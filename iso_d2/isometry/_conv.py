@@ -41,8 +41,9 @@ def stack_kernels(weights, groups, transposed=False):
 
     The kernels are contiguous. One weight is not copied if it is so already: do not write to them.
     """
-    stacked = torch.stack(tuple(weights)) if len(weights) > 1 else weights[0].contiguous().unsqueeze(0)
-    kernels = split_groups(stacked, groups, transposed)
+    stacked = torch.stack(tuple(weights)) if len(weights) > 1 else weights[0].unsqueeze(0)
+    # weights in channels-last layout stay so when they are stacked
+    kernels = split_groups(stacked.contiguous(), groups, transposed)
     return kernels.to(torch.promote_types(kernels.dtype, torch.float32))
 
 
@@ -134,12 +135,16 @@ def matmul_precision(device, tf32=False):
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    # older versions of PyTorch have the other switch alone
+    key, value = "fp32_precision", "tf32" if tf32 else "ieee"
+    if not hasattr(matmul, key):
+        key, value = "allow_tf32", tf32
+    before = getattr(matmul, key)
+    setattr(matmul, key, value)
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        setattr(matmul, key, before)
 
 
 class _WithGradient(torch.autograd.Function):

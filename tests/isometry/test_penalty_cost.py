@@ -20,7 +20,6 @@ from iso_d2.isometry import (
     orthogonality_losses,
     orthogonality_multiply_adds,
 )
-from iso_d2.isometry._conv import matmul_precision
 
 
 def conv(*shape, stride=1, groups=1, kind=nn.Conv2d):
@@ -228,40 +227,6 @@ def test_the_draw_is_on_the_device_of_the_weights():
         orthogonality_losses([layer], fraction=0.4)
     (device,) = [d for name, d in zip(calls.names, calls.devices, strict=True) if name == "randperm"]
     assert torch.device(device).type == "cuda"
-
-
-@pytest.fixture
-def matmul():
-    """The settings of CUDA's matrix products, set back afterwards."""
-    settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
-    yield settings
-    settings.fp32_precision = before
-
-
-@pytest.mark.parametrize("before", ["tf32", "ieee"])
-def test_the_precision_is_set_for_a_gpu_alone_and_set_back(matmul, before):
-    matmul.fp32_precision = before
-    cuda = torch.device("cuda")
-    with pytest.raises(KeyError), matmul_precision(cuda):
-        assert matmul.fp32_precision == "ieee"
-        with matmul_precision(cuda, tf32=True):
-            assert matmul.fp32_precision == "tf32"
-        with matmul_precision(torch.device("cpu"), tf32=True):
-            assert matmul.fp32_precision == "ieee"
-        raise KeyError
-    assert matmul.fp32_precision == before
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_it_goes_with_the_older_setting(matmul, before):
-    matmul.allow_tf32 = before
-    try:
-        with matmul_precision(torch.device("cuda"), tf32=not before):
-            pass
-        assert matmul.allow_tf32 is before
-    finally:
-        matmul.allow_tf32 = False
 
 
 @pytest.mark.parametrize("layer", [conv(3, 5, 3), conv(4, 4, 1), conv(4, 6, 3, stride=2)], ids=str)
