@@ -8,6 +8,7 @@ import torch
 from .activation import measure_activation
 from .data import measure_data
 from .inference import measure_inference
+from .launches import measure_launches
 from .machine import measure_machine
 from .memory import measure_memory
 from .options import tf32
@@ -27,10 +28,11 @@ PARTS = {
     "inference": (measure_inference, 1.5),
     "data": (measure_data, 2.5),
     "profile": (measure_profile, 1),
+    "launches": (measure_launches, 0.1),
     "scaling": (measure_scaling, 8),
 }
 # What `all` means: the others have to be asked for.
-ALL = tuple(part for part in PARTS if part not in ("profile", "scaling"))
+ALL = tuple(part for part in PARTS if part not in ("profile", "launches", "scaling"))
 
 
 def run_benchmark(parts, options, seconds, output):

@@ -80,10 +80,11 @@ class CheckpointHook(HookBase):
             if hasattr(hook, "gather_state"):
                 hook.gather_state()
         name = f"model_{step:07d}"
-        if by_period or not at_end:
-            self.checkpointer.save(name, iteration=step)
+        # this one first: a training that is killed in between has no step left that would write it
         if at_end:
             self.checkpointer.save("model_final", iteration=step)
+        if by_period or not at_end:
+            self.checkpointer.save(name, iteration=step)
         self._saved_at = time.monotonic()
         old, self._passing = [self._passing], None
         if by_period:

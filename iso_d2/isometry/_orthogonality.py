@@ -123,9 +123,8 @@ def _rows_by_shift(kernels, over_columns, shift, grad, tf32):
                 grads = _buffer("z", both.shape, both)
                 _multiply(right, gram.mT, math.sqrt(2), grads[:, 0])
                 _multiply(left, gram, math.sqrt(2), grads[:, 1])
-                total = sum_of_grads.flatten(2)
-                back, grads = back.expand(batch, -1, -1), grads.view(batch, -1, sums * size)
-                torch.baddbmm(total, back, grads, out=total)
+                grads = grads.view(batch, -1, sums * size)
+                sum_of_grads.flatten(2).baddbmm_(back.expand(batch, -1, -1), grads)
     if grad is not None and count > 1:
         wanted.copy_(sum_of_grads)
     return torch.cat(rows) if len(rows) > 1 else rows[0]
@@ -162,10 +161,10 @@ def _rows_by_frequency(kernels, over_columns, grad, tf32, fraction, generator):
     some = slice(batch if fraction == 1 else 0, None)
     if over_columns:
         torch.bmm(h.mT, h, out=z)
-        torch.baddbmm(z[some], a[some].mT, b[some], alpha=-2, out=z[some])
+        z[some].baddbmm_(a[some].mT, b[some], alpha=-2)
     else:
         torch.bmm(h, h.mT, out=z)
-        torch.baddbmm(z[some], a[some], b[some].mT, alpha=-2, out=z[some])
+        z[some].baddbmm_(a[some], b[some].mT, alpha=-2)
     z.view(frequencies, batch, size, size).diagonal(dim1=2, dim2=3).sub_(identity.view(-1, 1, 1))
     if grad is not None:
         twice = torch.add(z, z.mT, out=_buffer("twice", z.shape, z))
@@ -204,7 +203,7 @@ def _multiply(left, right, factor, out=None):
     if out is not None and torch.compiler.is_compiling():  # which takes no view to write to
         return out.copy_(left @ right * factor)
     out = left.new_empty(len(left), left.shape[1], right.shape[2]) if out is None else out
-    return torch.baddbmm(out, left, right, beta=0, alpha=factor, out=out)
+    return out.baddbmm_(left, right, beta=0, alpha=factor)
 
 
 def _buffer(name, shape, like):
