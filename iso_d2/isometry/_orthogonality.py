@@ -200,8 +200,6 @@ def _norms_of_rows(matrices):
 
 def _multiply(left, right, factor, out=None):
     """factor * left @ right, in one launch."""
-    if out is not None and torch.compiler.is_compiling():  # which takes no view to write to
-        return out.copy_(left @ right * factor)
     out = left.new_empty(len(left), left.shape[1], right.shape[2]) if out is None else out
     return out.baddbmm_(left, right, beta=0, alpha=factor)
 
