@@ -175,7 +175,7 @@ def test_the_spectral_penalty_enters_the_losses_and_goes_on():
     assert result["written"]["loss_ortho"] == pytest.approx(0.1 * SpectralPenalty(convs, 0.5)().sum().item())
     state = hook.state_dict()
     shapes = {tuple(conv.weight.shape) + conv.stride for conv in convs}
-    assert [vectors.shape[0] for vectors in state["processes"][0]["vectors"]] == [2] * len(shapes)
+    assert [vectors.shape[1] for vectors in state["processes"][0]["vectors"]] == [2] * len(shapes)
     again = OrthogonalityLossHook(0.1, mode="spectral", bound=0.5)
     again.load_state_dict(state)
     assert again.state_dict() is state  # saved before the training goes on
