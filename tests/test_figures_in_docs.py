@@ -62,7 +62,7 @@ def floats(text):
 
 BENCHMARK = load("benchmark_cpu.json")["parts"]
 CONDITIONING = load("signal_conditioning.json")
-TEN_EPOCHS, ISONET_FIRST = CONDITIONING["ten_epochs_left_behind"]
+TEN_EPOCHS, ISONET_FIRST, ISONET_SECOND = CONDITIONING["ten_epochs_left_behind"]
 SHAPES = load("signal_shapes.json")
 SHAPES_BEFORE = SHAPES["runs"]
 SHAPES_NOW = SHAPES["with_whitening_and_centring"]["runs"]
@@ -70,7 +70,7 @@ RATES = load("signal_rates.json")["runs"]
 
 RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
 RESNET = over_seeds("signal-cifar-resnet-bn", "cifar10_test", "top1")
-ISONET = final("signal-cifar-isonet", "cifar10_test", "top1")
+ISONET = over_seeds("signal-cifar-isonet", "cifar10_test", "top1")
 VOLUME_DICE = {
     "iso": over_seeds("signal-lgg-isounet", "lgg_val", "volume_dice_mean", last=3),
     "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "volume_dice_mean", last=3),
@@ -151,7 +151,7 @@ FIGURES = {
             [DICE_LOSS["paper"], *DICE_LOSS["iso"], *DICE_LOSS["bn"]],
         ),
         ("R-ISONet-20, ResNet-20 | | # ± # (n = #) | # ± # (n = #) |", [*RISONET, *RESNET]),
-        ("no skip connections: ISONet-20 | | # (n = 1) |", [ISONET]),
+        ("no skip connections: ISONet-20 | | # ± # (n = #) |", ISONET),
         (
             "AP50 | 77 to # | #, #, # (n = 3) |",
             [
@@ -172,6 +172,14 @@ FIGURES = {
         ),
         ("0.08 and 0.025 gave about the same (volume Dice # and #)", [unet_at(0.08), unet_at(0.025)]),
         ("it was stopped with # % after two epochs", [ISONET_FIRST["top1"][0][1]]),
+        (
+            "At 0.03 it ended with # % (bf16, n = 1) and a training loss of #",
+            [ISONET_SECOND["top1"][-1][1], ISONET_SECOND["training_loss"][-1][1]],
+        ),
+        (
+            "The loss fell from # to # when the rate did",
+            [loss for _, loss in ISONET_SECOND["training_loss"][:2]],
+        ),
         (
             "the mean Dice loss over all slices is # at a volume Dice of #",
             [last_of_third_seed("dice_loss", 3), last_of_third_seed("volume_dice_mean", 3)],
