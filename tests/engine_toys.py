@@ -177,3 +177,28 @@ def penalise_in_one_process(folder, tensor_loss, unused):
     model = create_ddp_model(toy_with_random_weights(tensor_loss, unused), device_ids=None)
     result = penalised_training(model, OrthogonalityLossHook(0.1, log_period=1))
     torch.save(result, os.path.join(folder, f"penalised{comm.get_rank()}.pth"))
+
+
+def trained(folder, *opts, resume=True, hook=None):
+    torch.manual_seed(0)
+    trainer = Trainer(toy_config(folder, "SEED", 1, "DATASETS.TEST", "()", *opts))
+    if hook:
+        trainer.register_hooks([hook])
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def final(folder):
+    return torch.load(folder / "model_final.pth")
+
+
+class At(HookBase):
+    """Calls a function after a step."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def after_step(self):
+        if self.trainer.iter == self.step:
+            self.function()

@@ -176,10 +176,7 @@ FIGURES = {
             "At 0.03 it ended with # % (bf16, n = 1) and a training loss of #",
             [ISONET_SECOND["top1"][-1][1], ISONET_SECOND["training_loss"][-1][1]],
         ),
-        (
-            "The loss fell from # to # when the rate did",
-            [loss for _, loss in ISONET_SECOND["training_loss"][:2]],
-        ),
+        ("The loss fell from # to # when", [loss for _, loss in ISONET_SECOND["training_loss"][:2]]),
         (
             "the mean Dice loss over all slices is # at a volume Dice of #",
             [last_of_third_seed("dice_loss", 3), last_of_third_seed("volume_dice_mean", 3)],

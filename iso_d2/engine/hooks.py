@@ -106,7 +106,7 @@ class OrthogonalityLossHook(HookBase):
     def before_train(self):
         options = (self.mode, self.include, self.exclude, self.fraction, self.bound, self.precision)
         self.penalty = ModelPenalty(self.trainer.model, self.coeff, *options)
-        if self._gathered:
+        if comm.get_rank() < len(self._gathered):
             self.penalty.load_state_dict(self._gathered[comm.get_rank()])
         model, layers = unwrap(self.trainer.model), self.penalty.layers
         left = [name for name in find_convolutions(model) if name not in layers]

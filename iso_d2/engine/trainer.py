@@ -32,10 +32,10 @@ from .checks import (
 from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
 from .compilation import CompileHook
 from .divergence import Remembering, diagnosis
+from .earlier_training import changes, check_folder_is_free, go_on_with_new_values, set_aside
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .mixed_precision import inner_trainer
 from .optimizer import build_optimizer
-from .resume import changes, check_folder_is_free, go_on_with_new_values, set_aside
 
 # Types of data sets whose mapped images are all of one size
 ONE_SIZE = ("classification", "medical_segmentation")

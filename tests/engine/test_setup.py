@@ -103,3 +103,32 @@ def test_own_coco_format_data_sets_are_registered():
         DatasetCatalog.get("my_train")
     with pytest.raises(ValueError, match=r"must be \[name, json file, image folder\], got \['my_train'\]"):
         load_config(opts=["DATASETS.COCO_FORMAT", "[['my_train']]"])
+
+
+@pytest.mark.parametrize(
+    "content, cause",
+    [
+        (b"MODEL: !!python/object/apply:os.abort []\n", "could run code"),
+        (b"", "KEY: VALUE in yaml"),
+        (b"- MODEL\n", "KEY: VALUE in yaml"),
+        (b"MODEL:\n DEVICE: cpu\n  MASK_ON: False\n", "KEY: VALUE in yaml"),
+        (b"\xff\xfe", "KEY: VALUE in yaml"),
+        (b"SOLVER: {BASE_LR: high}\n", "values of the keys' types"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, content, cause):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.yaml' is not .*{cause}"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_an_absent_base(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: absent.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"a\.yaml' builds on '.*absent\.yaml' \(_BASE_\)"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_options_behind_pairs():
+    args = default_argument_parser().parse_args(["SOLVER.MAX_ITER", "3", "--resume"])
+    with pytest.raises(ValueError, match="--resume must come before the first KEY VALUE"):
+        setup(args)

@@ -1,4 +1,7 @@
-"""Which training an output folder holds, and how one goes on whose config has changed."""
+"""What to do about an earlier training in the output folder: go on with a changed config, set aside, refuse.
+
+Which of its checkpoints a training goes on from, ``checkpoint.py`` says.
+"""
 
 import logging
 import os
