@@ -60,12 +60,11 @@ def floats(text):
     return [float(number) for number in re.findall(r"\d+\.\d+", text)]
 
 
-BENCHMARK = load("benchmark_cpu.json")["parts"]
+BENCHMARK = load("benchmark_cpu.json")["parts"] | load("gpu_counts.json")["parts"]
 CONDITIONING = load("signal_conditioning.json")
 TEN_EPOCHS, ISONET_FIRST, ISONET_SECOND = CONDITIONING["ten_epochs_left_behind"]
 SHAPES = load("signal_shapes.json")
-SHAPES_BEFORE = SHAPES["runs"]
-SHAPES_NOW = SHAPES["with_whitening_and_centring"]["runs"]
+SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"]["runs"]
 RATES = load("signal_rates.json")["runs"]
 
 RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
@@ -109,7 +108,7 @@ def last_of_third_seed(metric, last):
 
 
 PRODUCTS, FLOOR = "1e9 multiply-adds", "floor, ms"
-OURS, RATIO, SAVED = (0, "ms"), "ours over it", "saved, MiB"
+OURS, RATIO, SAVED, LAUNCHES = (0, "ms"), "ours over it", "saved, MiB", (0, "launches")
 WIDTHS = bench(
     "scaling", 1, *((r, f"penalty, {form}, ms") for r in (0, 3) for form in ("paper's form", "iso_d2"))
 )
@@ -223,6 +222,9 @@ FIGURES = {
         ),
     ],
     "docs/performance.md": [
+        ("# launches, # in the paper's form", bench("launches", 0, (1, "launches"), LAUNCHES)),
+        ("take #, those of ResNet-50 with batch norm #", bench("launches", 1, LAUNCHES, (1, "launches"))),
+        ("takes #, with Detectron2's clipping #", bench("launches", 2, (1, "launches"), (1, "Detectron2's"))),
         ("| # ms | # ms in the paper's form |", bench("penalty", 0, (1, "ms"), (0, "ms"))),
         ("# times as fast (`exact`: #) |", bench("penalty", 0, (1, "times as fast"), (2, "times as fast"))),
         ("| # ms | # ms, ResNet-50 with batch norm | # |", bench("step", 0, OURS, (1, "ms"), (1, RATIO))),
