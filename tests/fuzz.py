@@ -29,7 +29,7 @@ from iso_d2.data.coco.annotations import load_coco
 from iso_d2.engine.checkpoint import IsoCheckpointer
 from iso_d2.engine.setup import load_config
 from iso_d2.files import read_image, write_atomically
-from iso_d2.provenance import versions
+from iso_d2.provenance import git_state, versions
 
 SECONDS = 20
 ROOT = Path(__file__).parents[1]
@@ -234,6 +234,7 @@ def outcome(kind, seed):
 
 
 def _try(kind, seed, folder):
+    torch.set_num_threads(1)  # a forked process must not wait for threads that it has not
     try:
         KINDS[kind](folder, random.Random(f"{kind} {seed}"))
     except Wrong as error:
@@ -250,7 +251,6 @@ def _try(kind, seed, folder):
 
 def run(cases, first=0):
     """dict: by kind, how many cases had which outcome; and a list of the failures."""
-    torch.set_num_threads(1)
     counts, failures = {kind: collections.Counter() for kind in KINDS}, []
     for case in range(first, first + cases):
         kind = list(KINDS)[case % len(KINDS)]
@@ -275,6 +275,7 @@ def main(arguments):
         kept = json.loads(options.output.read_text()) if options.output.is_file() else {}
         kept["fuzz"] = result | {
             "command": f"python -m tests.fuzz {' '.join(arguments)}",
+            **git_state(ROOT),
             "versions": versions(),
         }
         write_atomically(options.output, json.dumps(kept, indent=1) + "\n")

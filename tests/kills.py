@@ -25,9 +25,10 @@ from detectron2.utils import comm
 from iso_d2.engine import Trainer
 from iso_d2.engine.setup import load_config
 from iso_d2.files import write_atomically
-from iso_d2.provenance import versions
+from iso_d2.provenance import git_state, versions
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "quick"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "quick"
 SAVES = "SOLVER.CHECKPOINT_PERIOD 5 SOLVER.CHECKPOINTS_KEPT 2 TEST.VISUALIZE 0 SEED 5 MODEL.DEVICE cpu"
 STEPS = "SOLVER.EPOCHS 0 SOLVER.EPOCH_STEPS () SOLVER.WARMUP_EPOCHS 0 SOLVER.MAX_ITER 40"
 # name -> config, KEY VALUE, processes; each takes some seconds
@@ -69,8 +70,7 @@ def main(arguments):
     if options.output:
         kept = json.loads(options.output.read_text()) if options.output.is_file() else {}
         command = f"python -m tests.kills {' '.join(sys.argv[1:])}"
-        kept[options.training] = result | {"command": command, "versions": versions()}
-
+        kept[options.training] = result | {"command": command, **git_state(ROOT), "versions": versions()}
         write_atomically(options.output, json.dumps(kept, indent=1) + "\n")
     return int(result["equal"] < result["finished"])
 
