@@ -98,7 +98,8 @@ def _optimizers(net):
         row = {"clipping": clipping, "launches": launches(build_optimizer(cfg, net).step)}
         if clipping in ("norm", "value"):
             with torch.no_grad():
-                theirs = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(net.parameters(), lr=0.0)
+                clipped = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+                theirs = clipped(net.parameters(), 0.0, momentum=0.9, weight_decay=1e-4, foreach=True)
                 row["Detectron2's"] = launches(theirs.step)
         rows.append(row)
     return rows

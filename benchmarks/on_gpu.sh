@@ -18,9 +18,9 @@ part() {  # NAME LIMIT ARGUMENT...: the interpreter with these arguments, for so
   if ((rest <= 0)); then left=1; echo "$name: no time left"; return; fi
   timeout -k 30 $((limit < rest ? limit : rest)) "$python" "$@" >"$out/$name.log" 2>&1 || code=$?
   if ((code == 0)); then touch "$out/$name.done"; echo "$name: done"; return; fi
-  if ((code == 124 && rest <= limit)); then left=1; echo "$name: stopped, the time is over"; return; fi
+  if (((code == 124 || code == 137) && rest <= limit)); then left=1; echo "$name: stopped, the time is over"; return; fi
   failed=1
-  echo "$name: FAILED with code $code (124: longer than $limit s), see $out/$name.log"
+  echo "$name: FAILED with code $code (124, 137: longer than $limit s), see $out/$name.log"
 }
 
 benchmark() {  # NAME LIMIT ARGUMENT...

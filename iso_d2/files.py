@@ -34,7 +34,8 @@ def replacing(path):
         unfinished.chmod(0o644)
         _sync(unfinished, os.O_RDWR)
         os.replace(unfinished, path)
-        _sync(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems cannot do it with folders
+            _sync(path.parent, os.O_RDONLY)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

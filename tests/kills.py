@@ -7,6 +7,7 @@ come within a save. A training that was killed goes on in a new process, with --
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -144,6 +145,8 @@ def _start(training, output):
     sys.stdout.flush()
     process = os.fork()
     if process:
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(process, process)  # whichever comes first
         return process
     code = 1
     try:

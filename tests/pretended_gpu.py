@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 GPU = torch.device("cuda", 0)
 WAITING = {
     *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"),
-    *("equal", "bincount", "is_nonzero"),
+    *("equal", "bincount", "is_nonzero", "repeat_interleave"),
 }
 # They take tensors of both devices
 COPIES = {"copy_", "_to_copy"}

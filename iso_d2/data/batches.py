@@ -106,7 +106,7 @@ class TrainingBatches:
         while True:
             while len(pending) < self.batch_size:
                 order = torch.randperm(len(self.images), generator=shuffling)
-                pending = torch.cat([pending, order.to(device)])
+                pending = torch.cat([pending, order.to(device, non_blocking=True)])
             yield pending[self.rank : self.batch_size : self.world_size]
             pending = pending[self.batch_size :]
 

@@ -7,10 +7,11 @@ its stream cannot be continued after an interruption.
 """
 
 import itertools
+import signal
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList
+from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -58,6 +59,7 @@ class TrainingLoader(DataLoader):
             collate_fn=trivial_batch_collator,
             # an iterator draws a seed, and would take it from the generator of the model's random numbers
             generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
 
     def seek(self, step):
@@ -102,8 +104,16 @@ class _Mapped(Dataset):
         return mapped
 
 
+def _leave_signals_to_the_trainer(_):
+    """A signal to the whole group of processes must not end a worker while the trainer saves."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def build_training_loader(cfg, mapper):
     """TrainingLoader over DATASETS.TRAIN, with the sampler, batch size and grouping of the config.
+
+    A data set that is no list of dicts gets Detectron2's loader, which cannot begin at a step.
 
     The seed is SEED, or a random one if that is negative.
 
@@ -119,6 +129,8 @@ def build_training_loader(cfg, mapper):
         )
     with seeded(seed):  # samplers draw their seeds
         parts = _train_loader_from_config(cfg, mapper=mapper)
+    if not isinstance(parts["dataset"], list):  # a data set of one's own, which may be endless
+        return build_detection_train_loader(cfg, mapper=mapper)
     return TrainingLoader(
         parts["dataset"],
         parts["sampler"],

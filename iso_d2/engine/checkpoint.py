@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import CNNBlockBase
@@ -35,9 +37,9 @@ class IsoCheckpointer(DetectionCheckpointer):
 
     - A checkpoint is written beside its place and takes it when it is whole and on the disk;
       ``last_checkpoint`` likewise. Weights that are not finite are not saved.
-    - To resume, it takes the checkpoint that ``last_checkpoint`` names. If that is damaged or gone it takes
-      the newest whole one of ``model_*.pth`` and says so.
-    - Files are loaded without running code: tensors, arrays, numbers, strings and containers of them.
+    - To resume, it takes the checkpoint that ``last_checkpoint`` names. If that is damaged or gone it takes,
+      of ``model_<step>.pth`` and ``model_final.pth``, the whole one of the most steps, and says so.
+    - Files are loaded without running code: tensors (in .pkl arrays), numbers, strings and containers.
     - A checkpoint must fit the model's backbone: hold, with the same names and shapes, all weights (tensors
       of two or more dimensions) of at least one block other than the stem. Single tensors do not count: some
       of ResNet-18 have the names and shapes of others in ResNet-50. In a backbone without Detectron2's blocks
@@ -56,7 +58,8 @@ class IsoCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
-        ruined = _not_finite(data["model"])
+        # buffers may hold infinity on purpose
+        ruined = _not_finite(dict(self.model.named_parameters()))
         if ruined:
             raise FloatingPointError(
                 f"The weights are not finite any more and are not saved: {_first(ruined)}. "
@@ -90,7 +93,7 @@ class IsoCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self):
         """bool: whether there is anything to resume from, whole or not."""
-        return bool(self._named() or self._others())
+        return bool(self._named() or self.numbered_files())
 
     def get_checkpoint_file(self):
         """The checkpoint to resume from.
@@ -102,13 +105,17 @@ class IsoCheckpointer(DetectionCheckpointer):
             ValueError: there is none, or none is whole.
         """
         faults, named = {}, self._named()
-        for path in filter(None, (named, *self._others(faults))):
-            fault = _fault(path)
+        if named:
+            fault = damage(named)
             if fault is None:
-                if path != named:
-                    self.logger.warning(
-                        "Going on from %s. %s", path, _listed(faults) or "last_checkpoint is missing or empty"
-                    )
+                return str(named)
+            faults[named] = fault
+        # that of the most steps first
+        for path in sorted(self.numbered_files(), key=_steps, reverse=True):
+            fault = faults.get(path) or damage(path)
+            if fault is None:
+                why = _listed(faults) or "last_checkpoint is missing or empty"
+                self.logger.warning("Going on from %s. %s", path, why)
                 return str(path)
             faults[path] = fault
         raise ValueError(
@@ -124,10 +131,10 @@ class IsoCheckpointer(DetectionCheckpointer):
             return None
         return Path(self.save_dir, name) if name and name.isprintable() and Path(name).name == name else None
 
-    def _others(self, faults=()):
-        """list[Path]: model_*.pth but for the best one, that of the most steps first."""
-        files = [f for f in Path(self.save_dir).glob("model_*.pth") if f.stem != BEST and f not in faults]
-        return sorted(files, key=_steps, reverse=True)
+    def numbered_files(self):
+        """list[Path]: what a training leaves, model_<step>.pth and model_final.pth, whole or not."""
+        files = Path(self.save_dir).glob("model_*.pth")
+        return sorted(file for file in files if re.fullmatch(r"model_(\d+|final)", file.stem))
 
     def load(self, path, *args, **kwargs):
         """As in :class:`DetectionCheckpointer`.
@@ -156,7 +163,7 @@ class IsoCheckpointer(DetectionCheckpointer):
                     _HarmlessUnpickler(file, encoding="latin1").load()
             elif filename.endswith(".pyth"):
                 self._torch_load(filename)
-            elif (fault := _fault(filename)) and zipfile.is_zipfile(filename):
+            elif (fault := damage(filename)) and zipfile.is_zipfile(filename):
                 raise ValueError(fault)
             checkpoint = super()._load_file(filename)
             if not isinstance(checkpoint["model"], dict):
@@ -167,7 +174,9 @@ class IsoCheckpointer(DetectionCheckpointer):
                 "Detectron2, or it holds objects that could run code. Copy it again, or name another file; "
                 f"if you trust its origin, save its state dict alone with torch.save. The cause: {error}"
             ) from error
-        ruined = _not_finite(checkpoint["model"])
+        buffers = {name for name, _ in self.model.named_buffers()}
+        weights = {key: value for key, value in checkpoint["model"].items() if key not in buffers}
+        ruined = _not_finite(weights)
         if ruined:
             raise ValueError(
                 f"Checkpoint {filename!r} has weights that are not finite: {_first(ruined)}. "
@@ -238,13 +247,12 @@ def _first(keys):
 
 def _not_finite(state):
     """list[str]: the names of the tensors and arrays of floats that hold infinity or NaN."""
-    tensors = {
-        key: torch.as_tensor(value) for key, value in state.items() if not isinstance(value, (str, dict))
-    }
+    arrays = {k: v for k, v in state.items() if isinstance(v, (torch.Tensor, np.ndarray))}
+    tensors = {key: torch.as_tensor(value) for key, value in arrays.items()}
     return [key for key, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
 
 
-def _fault(path):
+def damage(path):
     """str or None: why a file is no whole checkpoint, by the checksums that PyTorch's format holds."""
     try:
         if not os.path.getsize(path):

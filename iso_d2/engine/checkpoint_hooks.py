@@ -1,6 +1,7 @@
 """When checkpoints are written, and how a training stops without losing anything."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -10,7 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from .checkpoint import BEST
+from .checkpoint import BEST, damage
 
 # The last is what SLURM sends before the time is up, if asked (--signal)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -22,7 +23,8 @@ class CheckpointHook(HookBase):
     """Write a checkpoint every so many steps, every so many minutes, at a signal and at the end.
 
     At SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the step is finished and saved, and the process ends with the code
-    128 + the signal's number. A second signal stops it at once. Several processes agree after each step.
+    128 + the signal's number. A second signal stops it at once. Several processes agree after each step, so
+    the hook must be registered in all of them. During an evaluation a signal waits for its end.
 
     ``model_<step>.pth`` of `period` stay, or the newest `keep` of them. A checkpoint that was due to time or
     a signal goes when a newer one is there.
@@ -56,7 +58,10 @@ class CheckpointHook(HookBase):
             for unfinished in Path(self.checkpointer.save_dir).glob(".*.unfinished"):
                 unfinished.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
+            # not what a user, or nohup, has set
+            usual = (signal.SIG_DFL, signal.default_int_handler)
+            free = [number for number in SIGNALS if signal.getsignal(number) in usual]
+            self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in free}
 
     def after_train(self):
         for number, handler in self._handlers.items():
@@ -73,6 +78,7 @@ class CheckpointHook(HookBase):
             self._save(step, by_period, at_end)
         if stop and not at_end:
             logger.info("Stopped by %s after step %d; --resume goes on", signal.Signals(stop).name, step)
+            comm.synchronize()  # else the end of another process could stop the one that saves
             raise SystemExit(128 + stop)
 
     def _save(self, step, by_period, at_end):
@@ -80,12 +86,6 @@ class CheckpointHook(HookBase):
             if hasattr(hook, "gather_state"):
                 hook.gather_state()
         name = f"model_{step:07d}"
-        # this one first: a training that is killed in between has no step left that would write it
-        if at_end:
-            self.checkpointer.save("model_final", iteration=step)
-        if by_period or not at_end:
-            self.checkpointer.save(name, iteration=step)
-        self._saved_at = time.monotonic()
         old, self._passing = [self._passing], None
         if by_period:
             self._by_period.append(name)
@@ -94,9 +94,22 @@ class CheckpointHook(HookBase):
                 self._by_period = self._by_period[-self.keep :]
         elif not at_end:
             self._passing = name
+        # this one first: a training that is killed in between has no step left that would write it
+        if at_end:
+            self.checkpointer.save("model_final", iteration=step)
+        if by_period or not at_end:
+            self.checkpointer.save(name, iteration=step)
+        self._saved_at = time.monotonic()
         if comm.is_main_process():
             for name in filter(None, old):
                 Path(self.checkpointer.save_dir, f"{name}.pth").unlink(missing_ok=True)
+
+    def state_dict(self):
+        """Which checkpoints are to go when newer ones are there."""
+        return {"by_period": list(self._by_period), "passing": self._passing}
+
+    def load_state_dict(self, state):
+        self._by_period, self._passing = list(state["by_period"]), state["passing"]
 
     def _ask_to_stop(self, number, _):
         self._signal = number
@@ -128,12 +141,24 @@ class BestCheckpointHook(HookBase):
     def before_train(self):
         file = Path(self.checkpointer.save_dir, f"{BEST}.pth")
         if self.trainer.start_iter > 0 and file.is_file():
+            if fault := damage(file):
+                logger.warning("%s does not count, it is damaged: %s", file, fault)
+                return
             self._best = torch.load(file, map_location="cpu", mmap=True, weights_only=True).get("metric")
 
     def after_step(self):
-        value, step = self.trainer.storage.latest().get(self.metric, (None, None))
-        if value is None or step != self.trainer.iter:
+        self._compare()
+
+    def after_train(self):
+        # the last evaluation comes after the last step
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._compare()
+
+    def _compare(self):
+        value, step = self.trainer.storage.latest().get(self.metric, (math.nan, None))
+        if step != self.trainer.iter or not math.isfinite(value):
             return
         if self._best is None or self._sign * (value - self._best) > 0:
             self._best = float(value)
+            step = min(step, self.trainer.max_iter - 1)
             self.checkpointer.save(BEST, iteration=step, metric=self._best)

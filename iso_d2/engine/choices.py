@@ -138,3 +138,12 @@ def epochs_to_iterations(cfg):
         changed.TEST.EVAL_PERIOD,
     )
     return changed
+
+
+def with_seed(cfg, seed):
+    """CfgNode: the config with another SEED, frozen."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg

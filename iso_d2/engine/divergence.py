@@ -10,7 +10,7 @@ def diagnosis(model, batch):
 
     Args:
         model (nn.Module): in training mode; its gradients are overwritten, its buffers may change.
-        batch: what it took in the step that diverged.
+        batch: what it took in the step that diverged; None: look at the weights alone.
 
     Returns:
         str: weights that are not finite, or else the first module, in the order of computation, whose output
@@ -20,6 +20,8 @@ def diagnosis(model, batch):
     ruined = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if ruined:
         return f"{len(ruined)} weights are not finite, the first is {ruined[0]}"
+    if batch is None:
+        return "the weights are finite"
     found, handles = [], []
 
     def note(name):
@@ -41,12 +43,15 @@ def diagnosis(model, batch):
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             handles.append(weight.register_post_accumulate_grad_hook(note_gradient(name)))
+    broken = []
     try:
         losses = model(batch)
         losses = {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
         broken = [f"{name} = {loss.item()}" for name, loss in losses.items() if not loss.isfinite().all()]
         model.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
+    except FloatingPointError as error:
+        broken.append(str(error))  # Detectron2 checks proposals itself
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+
+from .checkpoint import BEST
 
 # Of no account for what a training does, or told elsewhere
 IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE")
@@ -47,24 +50,32 @@ def check_folder_is_free(checkpointer, cfg):
         FileExistsError: a checkpoint there is of another config or cannot be read; in every process.
     """
     problem, files = None, []
-    if comm.is_main_process() and checkpointer.has_checkpoint():
-        files = sorted(Path(checkpointer.save_dir).glob("model_*.pth"))
-        try:
-            latest = torch.load(
-                checkpointer.get_checkpoint_file(), map_location="cpu", mmap=True, weights_only=True
+    if comm.is_main_process():
+        best = Path(checkpointer.save_dir, f"{BEST}.pth")
+        files = [*checkpointer.numbered_files(), *([best] if best.is_file() else [])]
+        if files or checkpointer.has_checkpoint():
+            what = _whose(checkpointer, files, cfg)
+            place = os.path.abspath(checkpointer.save_dir)
+            problem = what and (
+                f"OUTPUT_DIR {place} holds checkpoints {what}. --resume goes on from them, with the new config; "
+                "another OUTPUT_DIR starts afresh. Or remove them first."
             )
-            changed = changes(latest["trainer"]["config"], cfg)
-            what = f"of a training with another config ({'; '.join(changed[:5])})" if changed else ""
-        except (ValueError, KeyError, TypeError):
-            what = "that cannot be read, or of an earlier version"
-        problem = what and (
-            f"OUTPUT_DIR {os.path.abspath(checkpointer.save_dir)} holds checkpoints {what}. --resume goes on "
-            "from them, with the new config; another OUTPUT_DIR starts afresh. Or remove them first."
-        )
     problem = comm.all_gather(problem)[0]
     if problem:
         raise FileExistsError(problem)
     return files
+
+
+def _whose(checkpointer, files, cfg):
+    """str: what a checkpoint in the folder is of, if not of a training with this config; else ""."""
+    try:
+        latest = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else files[0]
+        state = torch.load(latest, map_location="cpu", mmap=True, weights_only=True)
+        changed = changes(state["trainer"]["config"], cfg)
+    # by the damage, or by what another program has put there
+    except Exception:
+        return "that cannot be read, or of an earlier version"
+    return f"of a training with another config ({'; '.join(changed[:5])})" if changed else ""
 
 
 def set_aside(files):
@@ -85,13 +96,14 @@ def go_on_with_new_values(optimizer, scheduler, load):
     """Load the state of optimizer and scheduler by ``load()``, but keep the hyperparameters they have now.
 
     So the learning rate, momentum and weight decay of the present config count, and what was accumulated
-    (momentum, steps) that of the checkpoint.
+    (momentum, steps) that of the checkpoint. With a scheduler other than Detectron2's everything is that of
+    the checkpoint: others compute a rate from the one before.
 
     Raises:
         ValueError: the optimizer has other groups of parameters than the checkpoint's.
     """
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    base_lrs = scheduler.base_lrs
+    base_lrs = getattr(scheduler, "base_lrs", None)
     try:
         load()
     except ValueError as error:
@@ -100,6 +112,8 @@ def go_on_with_new_values(optimizer, scheduler, load):
             "rate or decay of their own, has changed since the checkpoint. Undo that, or start from its "
             "weights alone: MODEL.WEIGHTS without --resume, in another OUTPUT_DIR."
         ) from error
+    if not isinstance(scheduler, LRMultiplier):
+        return
     scheduler.base_lrs = base_lrs
     for group, values, rate in zip(optimizer.param_groups, groups, scheduler.get_lr(), strict=True):
         group |= {**values, "lr": rate}

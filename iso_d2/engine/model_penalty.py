@@ -51,7 +51,7 @@ class ModelPenalty:
 
     Under DistributedDataParallel each of P processes takes a share of the layers, of about the same cost,
     with P times the coefficient. Gradients are averaged there, and their mean is that of the whole penalty;
-    so its cost falls with P.
+    so its cost falls with P. (With "spectral" as far as the power iteration has converged.)
 
     Args:
         model (nn.Module): the model, wrapped for data-parallel training or not.

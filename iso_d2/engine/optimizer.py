@@ -27,7 +27,8 @@ def build_optimizer(cfg, model):
 
     Returns:
         torch.optim.SGD: with gradient clipping if SOLVER.CLIP_GRADIENTS says so; adaptive clipping (ADAPTIVE)
-        comes before that of CLIP_TYPE, see :class:`GradientClipper`.
+        comes before that of CLIP_TYPE, see :class:`GradientClipper`. Both and the kept means are hooks of the
+        optimizer, which a copy of it does not have.
 
     Raises:
         ValueError: an unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE; ADAPTIVE is not a finite number >= 0.

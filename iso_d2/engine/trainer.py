@@ -29,7 +29,7 @@ from .checks import (
     explained_missing_files,
     warn_of_unscaled_images,
 )
-from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode
+from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode, with_seed
 from .compilation import CompileHook
 from .divergence import Remembering, diagnosis
 from .earlier_training import changes, check_folder_is_free, go_on_with_new_values, set_aside
@@ -63,7 +63,7 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         make_inner_trainer = inner_trainer(cfg)
         self.check_datasets(cfg)
-        cfg = _with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
+        cfg = with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
         check_numbers(cfg)
 
         model = self.build_model(cfg)
@@ -122,9 +122,7 @@ class Trainer(DefaultTrainer):
     def run_step(self):
         if self._batches is None:
             self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
-        # a step draws the same whatever came before it, so that a training can be continued
-        on_gpu = next(self.model.parameters()).is_cuda
-        seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
+        self._seed_step()
         try:
             super().run_step()
             bound, loss = self.cfg.SOLVER.MAX_LOSS, self.storage.latest().get("total_loss", (0,))[0]
@@ -133,13 +131,20 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:
             raise FloatingPointError(self._advice(error)) from error
 
+    def _seed_step(self):
+        """A step draws the same whatever came before it, so that a training can be continued."""
+        on_gpu = next(self.model.parameters()).is_cuda
+        seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
+
     def _advice(self, error):
-        seed_generators(self.cfg.SEED, comm.get_rank(), self.iter)
+        self._seed_step()
+        # one of several processes cannot compute a step alone
+        batch = self._batches.last if comm.get_world_size() == 1 else None
         amp = self.cfg.SOLVER.AMP
         dtype = torch.bfloat16 if amp.PRECISION == "bf16" else torch.float16
         device = next(self.model.parameters()).device.type
         with torch.autocast(device, dtype=dtype, enabled=amp.ENABLED):
-            found = diagnosis(unwrap(self.model), self._batches.last)
+            found = diagnosis(unwrap(self.model), batch)
         try:
             last = f"with --resume from {self.checkpointer.get_checkpoint_file()}, the last good checkpoint"
         except ValueError:
@@ -176,7 +181,7 @@ class Trainer(DefaultTrainer):
         seed = state.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info("Going on with the seed of the checkpoint, %d", seed)
-            self.cfg = _with_seed(self.cfg, seed)
+            self.cfg = with_seed(self.cfg, seed)
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
         load = partial(super().load_state_dict, state)
         go_on_with_new_values(self._trainer.optimizer, self.scheduler, load)
@@ -196,6 +201,7 @@ class Trainer(DefaultTrainer):
             )
         earlier = [] if resumes else check_folder_is_free(self.checkpointer, self.cfg)
         super().resume_or_load(resume)
+        comm.synchronize()  # others may still read weights there
         set_aside(earlier)
         if self.start_iter > 0:
             self._seek(self.start_iter)
@@ -289,11 +295,3 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         return build_evaluator(cfg, dataset_name, output_folder)
-
-
-def _with_seed(cfg, seed):
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SEED = seed
-    cfg.freeze()
-    return cfg

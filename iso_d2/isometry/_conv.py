@@ -131,7 +131,8 @@ def _half_squares(norms, counts, dtype, at_once, order, weights, grad):
 @contextlib.contextmanager
 def matmul_precision(device, tf32=False):
     """Whether products of float32 matrices on a CUDA device may round operands to TF32, whatever is set."""
-    if device.type != "cuda":
+    # torch.compile cannot trace the switch: compiled, the process's own setting counts
+    if device.type != "cuda" or torch.compiler.is_compiling():
         yield
         return
     matmul = torch.backends.cuda.matmul
@@ -140,6 +141,8 @@ def matmul_precision(device, tf32=False):
     if not hasattr(matmul, key):
         key, value = "allow_tf32", tf32
     before = getattr(matmul, key)
+    if key == "fp32_precision" and before == torch.backends.fp32_precision:
+        before = "none"  # it follows the setting of all backends, and shall go on to do so
     setattr(matmul, key, value)
     try:
         yield
@@ -148,7 +151,10 @@ def matmul_precision(device, tf32=False):
 
 
 class _WithGradient(torch.autograd.Function):
-    """Losses whose gradients are known with them: `_half_squares`, order, *weights -> (len(weights),)."""
+    """Losses whose gradients are known with them: `_half_squares`, order, *weights -> (len(weights),).
+
+    The gradients are views of one block: one that is kept keeps the memory of all.
+    """
 
     @staticmethod
     def forward(ctx, compute, order, *weights):

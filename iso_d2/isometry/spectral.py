@@ -57,7 +57,8 @@ class SpectralPenalty:
 
     def state_dict(self):
         """The vectors of the power iteration, to continue a training with."""
-        return {"vectors": list(self._vectors.values())}
+        kinds = group_by_kind(self._convs, "SpectralPenalty")
+        return {"vectors": [self._vectors.get(kind) for kind in kinds]}
 
     def load_state_dict(self, state):
         """Continue from a `state_dict` of the same convolutions; vectors that do not fit start anew."""

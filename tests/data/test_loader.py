@@ -1,7 +1,9 @@
 """Batches that can start at any step: dataset dicts and images in memory."""
 
 import itertools
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -113,3 +115,10 @@ def test_batches_in_memory_from_any_step(rank, world_size):
         assert torch.equal(found["images"], wanted["images"])
     flat = {batch["images"].numpy().tobytes() for batch in undisturbed}
     assert len(flat) == 9
+
+
+def test_a_signal_to_the_workers_does_not_end_them():
+    batches = iter(loader(num_workers=1))
+    first = next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    assert [first, *take(batches, 8)] == take(loader(), 9)

@@ -60,9 +60,14 @@ def test_which_checkpoints_stay(tmp_path):
 
 
 def test_a_checkpoint_due_to_a_signal_goes_with_the_next(tmp_path):
-    with pytest.raises(SystemExit):
-        trained(tmp_path, "SOLVER.MAX_ITER", 9, hook=At(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert sorted(f.name for f in tmp_path.glob("model_*")) == ["model_0000003.pth"]
+    opts = "SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CHECKPOINTS_KEPT", 2
+    found = []
+    for step in (1, 9, 20):
+        with pytest.raises(SystemExit):
+            trained(tmp_path, *opts, hook=At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        found.append(sorted(int(f.stem[6:]) for f in tmp_path.glob("model_*")))
+    # the signal is seen one step later; those of every 4th step are 3, 7, 11, ...
+    assert found == [[2], [3, 7, 10], [15, 19, 21]]
 
 
 @pytest.mark.parametrize("key", ["CHECKPOINT_PERIOD", "CHECKPOINT_MINUTES", "CHECKPOINTS_KEPT"])
@@ -99,3 +104,49 @@ def test_the_best_checkpoint_stays_and_is_not_the_one_to_go_on_from(tmp_path):
 def test_best_needs_max_or_min(tmp_path):
     with pytest.raises(ValueError, match="'max' or 'min'"):
         Trainer(toy_config(tmp_path, "TEST.BEST", ["bbox/AP", "most"]))
+
+
+def run_with_values(tmp_path, values, steps):
+    """A training that evaluates to these values, step by step, and after its end."""
+    values = iter(values)
+
+    class Write(HookBase):
+        def after_step(self):
+            self.trainer.storage.put_scalar("score", next(values), smoothing_hint=False)
+
+        def after_train(self):
+            last = next(values, None)
+            if last is not None:
+                self.trainer.storage.put_scalar("score", last, smoothing_hint=False)
+
+    trainer = Trainer(toy_config(tmp_path, "SEED", 1, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", steps))
+    trainer.register_hooks([Write(), BestCheckpointHook(trainer.checkpointer, "score")])
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    best = torch.load(tmp_path / "model_best.pth")
+    return best["iteration"], best["metric"]
+
+
+def test_values_that_are_not_finite_are_not_the_best(tmp_path):
+    assert run_with_values(tmp_path, [float("nan"), 2.0, float("inf")], 3) == (1, 2.0)
+
+
+def test_the_last_evaluation_counts(tmp_path):
+    assert run_with_values(tmp_path, [1.0, 2.0, 1.5, 9.0], 3) == (2, 9.0)
+
+
+def test_a_damaged_best_checkpoint_does_not_count(tmp_path, log):
+    run_with_values(tmp_path, [5.0, 1.0], 2)
+    (tmp_path / "model_best.pth").write_bytes(b"half")
+    assert run_with_values(tmp_path, [2.0], 3) == (2, 2.0)
+    assert "does not count, it is damaged" in log.text
+
+
+def test_handlers_of_the_users_own_stay(tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+    try:
+        trained(tmp_path, hook=At(1, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [1]

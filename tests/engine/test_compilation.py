@@ -1,3 +1,5 @@
+import copy
+import functools
 import shutil
 
 import pytest
@@ -31,8 +33,11 @@ class Look(HookBase):
     def __init__(self):
         self.compiled = []
 
-    def before_step(self):
-        self.compiled.append("forward" in vars(self.trainer.model.backbone))
+    def before_train(self):
+        # after CompileHook's own
+        self.trainer.model.register_forward_pre_hook(
+            lambda model, _: self.compiled.append("forward" in vars(model.backbone))
+        )
 
 
 def train(network, *hooks, steps=3):
@@ -101,8 +106,8 @@ def test_without_a_compiler_the_training_goes_on(log, monkeypatch):
     found, compiled = train(Tiny(), CompileHook())
     assert compiled == [False, True, False]
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    (record,) = (r for r in log.records if r.name == compilation.__name__)
-    assert "goes on without it. The cause: Failed to find C++ compiler" in record.getMessage()
+    (message,) = {r.getMessage() for r in log.records if r.name == compilation.__name__}
+    assert "goes on without it. The cause: Failed to find C++ compiler" in message
 
 
 class Other(nn.Module):
@@ -131,3 +136,29 @@ def test_the_config_chooses_and_checkpoints_stay(toy_data, tmp_path, compilation
         keys.append(list(torch.load(tmp_path / str(compiled) / "model_final.pth")["model"]))
     assert keys[0] == keys[1]
     assert len(compilations) == 2  # of three steps; evaluation runs as usual
+
+
+def test_a_copy_made_between_steps_has_its_own_weights(compilations):
+    copies = []
+
+    class Copy(HookBase):
+        def after_step(self):
+            copies.append(copy.deepcopy(self.trainer.model.backbone))
+
+    train(Tiny(), Copy(), CompileHook())
+    image = torch.ones(1, 3, 4, 4)
+    before = copies[-1](image)["res2"]
+    copies[-1].conv.weight.data.zero_()
+    assert not torch.equal(copies[-1](image)["res2"], before)
+
+
+def test_a_forward_of_the_users_own_stays(log, compilations):
+    network = Tiny()
+    network.forward = functools.partial(Tiny.forward, network)
+    model = ToyModel(network)
+    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.register_hooks([CompileHook()])
+    trainer.train(0, 3)
+    assert "forward" in vars(network)
+    assert not compilations
+    assert "a network with another `forward`, nothing is compiled" in log.text

@@ -91,3 +91,16 @@ def test_a_loss_above_the_bound_stops(tmp_path, toy_data):
     with pytest.raises(FloatingPointError, match=r"total_loss is .*, above SOLVER.MAX_LOSS 1e-09"):
         trainer.train()
     assert not list(tmp_path.glob("model_*"))
+
+
+def test_an_error_of_the_models_own():
+    class Strict(Net):
+        def forward(self, x):
+            super().forward(x)
+            raise FloatingPointError("Predicted boxes contain Inf/NaN")
+
+    model = Strict()
+    model.load_state_dict(net(first=3e38).state_dict())
+    assert diagnosis(model, torch.ones(1, 2)) == (
+        "Predicted boxes contain Inf/NaN; the first output that is not finite is that of first"
+    )

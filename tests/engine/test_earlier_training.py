@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from engine_toys import final, trained
+from engine_toys import final, toy_config, trained
+
+from iso_d2.engine import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +69,41 @@ def test_a_folder_with_lost_last_checkpoint_is_not_overwritten(tmp_path):
     (tmp_path / "last_checkpoint").unlink()
     trained(tmp_path, resume=False)
     assert (tmp_path / "earlier-1" / "model_final.pth").is_file()
+
+
+def test_rates_of_torchs_own_schedulers_go_on(tmp_path):
+    class Cosine(Trainer):
+        @classmethod
+        def build_lr_scheduler(cls, cfg, optimizer):
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+
+    def run(folder, steps):
+        trainer = Cosine(toy_config(folder, "SEED", 1, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", steps))
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        return trainer.optimizer.param_groups[0]["lr"]
+
+    run(tmp_path / "parts", 4)
+    assert run(tmp_path / "parts", 7) == run(tmp_path / "whole", 7)
+
+
+def test_weights_of_another_program_in_the_folder(tmp_path):
+    """They are neither gone on from nor refused."""
+    trained(tmp_path / "other", resume=False)
+    weights = tmp_path / "model_pretrained.pth"
+    torch.save({"model": final(tmp_path / "other")["model"]}, weights)
+    assert trained(tmp_path).start_iter == 0
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").unlink()
+    trained(tmp_path, "MODEL.WEIGHTS", str(weights), resume=False)
+    assert weights.is_file()
+
+
+def test_a_lone_best_checkpoint_is_kept(tmp_path):
+    trained(tmp_path, resume=False)
+    (tmp_path / "model_final.pth").rename(tmp_path / "model_best.pth")
+    (tmp_path / "last_checkpoint").unlink()
+    with pytest.raises(FileExistsError, match="another config"):
+        trained(tmp_path, "SOLVER.BASE_LR", 0.5, resume=False)
+    trained(tmp_path, resume=False)
+    assert (tmp_path / "earlier-1" / "model_best.pth").is_file()

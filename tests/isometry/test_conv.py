@@ -38,3 +38,16 @@ def test_it_goes_with_the_older_setting(matmul, before):
         assert matmul.allow_tf32 is before
     finally:
         matmul.allow_tf32 = False
+
+
+def test_it_goes_on_to_follow_the_setting_of_all_backends(matmul):
+    before = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = "tf32"
+        with matmul_precision(torch.device("cuda")):
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = before

@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from ..catalog import cache_json, register
-from .segmentations import fault_of_segmentation
+from .segmentations import fault_of_segmentation, is_finite_number
 
 # Pixels by which a box may stick out of its image and still count as rounding: corners known to whole
 # pixels only are off by up to one at either end. The mapper clips such boxes.
@@ -17,7 +17,7 @@ EDGE_TOLERANCE = 2.0
 
 _ID = (lambda value: isinstance(value, (int, str)), "an integer")
 _SIDE = (lambda value: isinstance(value, (int, float)) and value > 0, "pixels")
-_AREA = (lambda value: isinstance(value, (int, float)) and math.isfinite(value), "a finite number of pixels")
+_AREA = (is_finite_number, "a finite number of pixels")
 _FILE = (lambda value: isinstance(value, str) and _stays_inside(Path(value)), "a file of the image folder")
 _ANY = (lambda value: True, "")
 # What the entries of each list need, what it must be, and how to say so. COCO's evaluation sorts objects into
@@ -187,7 +187,7 @@ def _fault_of_box(box, width, height):
     try:
         x, y, box_width, box_height = box
         finite = math.isfinite(x + y + box_width + box_height)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         finite = False
     if not finite:
         return "four finite numbers"

@@ -6,6 +6,14 @@ pycocotools decodes a faulty one to a wrong mask, or crashes.
 import math
 
 
+def is_finite_number(value):
+    """bool: also False for an integer that is too large for a float."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def fault_of_segmentation(segmentation, height, width):
     """What is wrong with a segmentation, found before pycocotools sees it.
 
@@ -36,7 +44,7 @@ def _fault_of_polygons(polygons, height, width):
     if not all(isinstance(polygon, list) for polygon in polygons):
         return "polygons that are lists of numbers"
     numbers = [number for polygon in polygons for number in polygon]
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+    if not all(map(is_finite_number, numbers)):
         return "polygons of finite numbers"
     xs = [x for polygon in polygons for x in polygon[::2]]
     ys = [y for polygon in polygons for y in polygon[1::2]]
