@@ -57,8 +57,8 @@ def check_folder_is_free(checkpointer, cfg):
             what = _whose(checkpointer, files, cfg)
             place = os.path.abspath(checkpointer.save_dir)
             problem = what and (
-                f"OUTPUT_DIR {place} holds checkpoints {what}. --resume goes on from them, with the new config; "
-                "another OUTPUT_DIR starts afresh. Or remove them first."
+                f"OUTPUT_DIR {place} holds checkpoints {what}. --resume goes on from them, with the new "
+                "config; another OUTPUT_DIR starts afresh. Or remove them first."
             )
     problem = comm.all_gather(problem)[0]
     if problem:
