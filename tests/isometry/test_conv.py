@@ -12,7 +12,8 @@ def matmul():
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     yield settings
-    settings.fp32_precision = before
+    # what follows the setting of all backends goes on to do so
+    settings.fp32_precision = "none" if before == torch.backends.fp32_precision else before
 
 
 @pytest.mark.parametrize("before", ["tf32", "ieee"])
@@ -44,6 +45,7 @@ def test_it_goes_on_to_follow_the_setting_of_all_backends(matmul):
     before = torch.backends.fp32_precision
     try:
         torch.backends.fp32_precision = "tf32"
+        matmul.fp32_precision = "none"
         with matmul_precision(torch.device("cuda")):
             assert matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
