@@ -50,6 +50,11 @@ def load_config(config_file="", opts=()):
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
         _merge_file(cfg, str(config_file))
+        empty = [key for key, value in _leaves(cfg) if value is None and key not in untyped]
+        if empty:
+            raise ValueError(
+                f"Config file {os.path.abspath(config_file)!r} has no value for {', '.join(empty)}"
+            )
         # In the config.yaml of a run the names have a split already, which ``opts`` may change.
         _rename_lgg(cfg, without_split)
     # yacs refuses another type than a value has, such as ISO.ORTHO.COEFF "auto" after a number, but not after

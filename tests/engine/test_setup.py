@@ -122,6 +122,12 @@ def test_a_file_that_is_no_config(tmp_path, content, cause):
         load_config(tmp_path / "a.yaml")
 
 
+def test_a_key_without_a_value(tmp_path):
+    (tmp_path / "a.yaml").write_text("TEST:\n  EVAL_PERIOD:\nISO: {ORTHO: {COEFF: }}\n")
+    with pytest.raises(ValueError, match=r"a\.yaml' has no value for TEST\.EVAL_PERIOD$"):
+        load_config(tmp_path / "a.yaml")
+
+
 def test_an_absent_base(tmp_path):
     (tmp_path / "a.yaml").write_text("_BASE_: absent.yaml\n")
     with pytest.raises(FileNotFoundError, match=r"a\.yaml' builds on '.*absent\.yaml' \(_BASE_\)"):
