@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -104,3 +105,14 @@ def log(caplog):
         yield caplog
     for logger in loggers:
         logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def usual_handlers():
+    """Those of a new process: a background job ignores SIGINT, and other tests may have set some."""
+    usual = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -9,22 +9,12 @@ from detectron2.engine import HookBase
 from engine_toys import At, toy_config, trained
 
 from iso_d2.engine import Trainer
-from iso_d2.engine.checkpoint_hooks import SIGNALS, BestCheckpointHook, CheckpointHook
+from iso_d2.engine.checkpoint_hooks import BestCheckpointHook, CheckpointHook
 
 
 @pytest.fixture(autouse=True)
-def data(toy_data):
+def data(toy_data, usual_handlers):
     pass
-
-
-@pytest.fixture(autouse=True)
-def usual_handlers():
-    """Those of a new process: a background job ignores SIGINT, and other tests may have set some."""
-    usual = {number: signal.SIG_DFL for number in SIGNALS} | {signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def data(toy_data):
+def data(toy_data, usual_handlers):
     pass
 
 
