@@ -29,7 +29,7 @@ from iso_d2.data.coco.annotations import load_coco
 from iso_d2.engine.checkpoint import IsoCheckpointer
 from iso_d2.engine.setup import load_config
 from iso_d2.files import read_image, write_atomically
-from iso_d2.provenance import git_state, versions
+from iso_d2.provenance import git_state, hardware, versions
 
 SECONDS = 20
 ROOT = Path(__file__).parents[1]
@@ -277,6 +277,7 @@ def main(arguments):
             "command": f"python -m tests.fuzz {' '.join(arguments)}",
             **git_state(ROOT),
             "versions": versions(),
+            "hardware": hardware("cpu", 1),
         }
         write_atomically(options.output, json.dumps(kept, indent=1) + "\n")
     return int(bool(result["failures"]))

@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from iso_d2.engine import Trainer
 from iso_d2.engine.setup import load_config
 from iso_d2.files import write_atomically
-from iso_d2.provenance import git_state, versions
+from iso_d2.provenance import git_state, hardware, versions
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "quick"
@@ -71,7 +71,12 @@ def main(arguments):
     if options.output:
         kept = json.loads(options.output.read_text()) if options.output.is_file() else {}
         command = f"python -m tests.kills {' '.join(sys.argv[1:])}"
-        kept[options.training] = result | {"command": command, **git_state(ROOT), "versions": versions()}
+        kept[options.training] = result | {
+            "command": command,
+            **git_state(ROOT),
+            "versions": versions(),
+            "hardware": hardware("cpu", 1),
+        }
         write_atomically(options.output, json.dumps(kept, indent=1) + "\n")
     return int(result["equal"] < result["finished"])
 

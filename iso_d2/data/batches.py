@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..randomness import derived_seed
 from .labels import LabelRange
-from .loader import shared_seed
+from .loader import images_of_one_process, shared_seed
 
 
 def flip_at_random(images, generator):
@@ -62,11 +62,7 @@ class TrainingBatches:
     """
 
     def __init__(self, images, labels, batch_size, seed, flip=True, crop_padding=0, rank=0, world_size=1):
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, {world_size}, "
-                f"got {batch_size}"
-            )
+        images_of_one_process(batch_size, world_size)
         if len(images) == 0:
             raise ValueError("the training data have no images")
         if crop_padding < 0:

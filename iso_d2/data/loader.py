@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..randomness import seeded
 
+# What a trainer saves and stops at. The last is what SLURM sends before the time is up, if asked (--signal)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class TrainingLoader(DataLoader):
     """Batches (list[dict]) of mapped dataset dicts for one process, from any step on.
@@ -106,7 +109,7 @@ class _Mapped(Dataset):
 
 def _leave_signals_to_the_trainer(_):
     """A signal to the whole group of processes must not end a worker while the trainer saves."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -121,16 +124,11 @@ def build_training_loader(cfg, mapper):
         ValueError: SOLVER.IMS_PER_BATCH cannot be divided among the processes.
     """
     seed, world_size = shared_seed(cfg), comm.get_world_size()
-    batch_size, left = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
-    if batch_size < 1 or left:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, {world_size}, "
-            f"got {cfg.SOLVER.IMS_PER_BATCH}"
-        )
+    batch_size = images_of_one_process(cfg.SOLVER.IMS_PER_BATCH, world_size)
     with seeded(seed):  # samplers draw their seeds
         parts = _train_loader_from_config(cfg, mapper=mapper)
     if not isinstance(parts["dataset"], list):  # a data set of one's own, which may be endless
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return build_detection_train_loader(**parts)
     return TrainingLoader(
         parts["dataset"],
         parts["sampler"],
@@ -142,6 +140,20 @@ def build_training_loader(cfg, mapper):
         comm.get_rank(),
         world_size,
     )
+
+
+def images_of_one_process(batch_size, world_size):
+    """int: the images a step of each process.
+
+    Raises:
+        ValueError: the batch cannot be divided among the processes.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, {world_size}, "
+            f"got {batch_size}"
+        )
+    return batch_size // world_size
 
 
 def shared_seed(cfg):

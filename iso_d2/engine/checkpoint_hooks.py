@@ -11,10 +11,8 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..data.loader import SIGNALS
 from .checkpoint import BEST, damage
-
-# The last is what SLURM sends before the time is up, if asked (--signal)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 logger = logging.getLogger(__name__)
 

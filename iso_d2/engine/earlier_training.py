@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 import yaml
+from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
 from .checkpoint import BEST
+from .setup import leaves
 
 # Of no account for what a training does, or told elsewhere
 IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE")
@@ -26,18 +28,9 @@ def changes(dumped, cfg):
     Returns:
         list[str]: "KEY old -> new" each, without the keys of `IGNORED`.
     """
-    old, new = _flat(yaml.safe_load(dumped)), _flat(yaml.safe_load(cfg.dump()))
+    old, new = (dict(leaves(CfgNode(yaml.safe_load(text)))) for text in (dumped, cfg.dump()))
     keys = [key for key in sorted(old.keys() | new.keys()) if key not in IGNORED]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-
-
-def _flat(tree, prefix=""):
-    items = ((f"{prefix}{key}", value) for key, value in tree.items())
-    return {
-        name: leaf
-        for key, value in items
-        for name, leaf in (_flat(value, f"{key}.") if isinstance(value, dict) else {key: value}).items()
-    }
 
 
 def check_folder_is_free(checkpointer, cfg):

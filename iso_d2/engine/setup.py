@@ -45,12 +45,12 @@ def load_config(config_file="", opts=()):
     """
     cfg = get_cfg()
     add_iso_config(cfg)
-    untyped = {key for key, value in _leaves(cfg) if value is None}
+    untyped = {key for key, value in leaves(cfg) if value is None}
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
         _merge_file(cfg, str(config_file))
-        empty = [key for key, value in _leaves(cfg) if value is None and key not in untyped]
+        empty = [key for key, value in leaves(cfg) if value is None and key not in untyped]
         if empty:
             raise ValueError(
                 f"Config file {os.path.abspath(config_file)!r} has no value for {', '.join(empty)}"
@@ -142,17 +142,17 @@ def _merge(cfg, merge, changes):
         if "Non-existent" not in message:
             raise
         key = message.rsplit(" ", 1)[-1]
-        near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3)
+        near = difflib.get_close_matches(key, [name for name, _ in leaves(cfg)], n=3)
         raise KeyError(
             f"{message}. The keys of Detectron2 and of iso_d2 (add_iso_config was called) are known; "
             + (f"similar ones: {', '.join(near)}" if near else "none is similar")
         ) from error
 
 
-def _leaves(cfg, prefix=""):
+def leaves(cfg, prefix=""):
     """Yield every key with its value."""
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
