@@ -6,6 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
+configs = ["iso_d2.configs"] + [
+    f"iso_d2.configs.{folder.name}" for folder in sorted((root / "configs").iterdir()) if folder.is_dir()
+]
 version = re.search(r'^__version__ = "(.+)"$', (root / "iso_d2/__init__.py").read_text(), re.M).group(1)
 
 setup(
@@ -13,8 +16,10 @@ setup(
     version=version,
     description="Isometric networks (no normalization layers) for detection and segmentation with Detectron2",
     license="Apache-2.0",
-    packages=find_packages(include=["iso_d2", "iso_d2.*"]),
-    package_data={"iso_d2.data.lgg": ["*.tsv"]},
+    packages=[*find_packages(include=["iso_d2", "iso_d2.*"]), *configs],
+    package_dir={"iso_d2.configs": "configs"},
+    package_data={"iso_d2.data.lgg": ["*.tsv"], **{package: ["*.yaml"] for package in configs}},
+    entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
     python_requires=">=3.10",
     # Detectron2 is needed as well, but it is not on the package index: README.md says how to get it.
     install_requires=[

@@ -1,18 +1,13 @@
-"""Isometric networks for Detectron2. Importing it registers its models and data sets."""
+"""Isometric networks for Detectron2. Importing it registers its models and data sets.
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
-    raise ImportError(
-        "iso_d2 needs Detectron2, which is not installed. In a checkout of iso_d2, `make setup` installs it; "
-        "elsewhere, after torch: "
-        "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2.git"
-    ) from error
+Without Detectron2 it registers nothing, and ``iso_d2.isometry`` works alone.
+"""
+
+import importlib.util
 
 __version__ = "0.1.0"
 
-from . import data, modeling
+if importlib.util.find_spec("detectron2"):
+    from . import data, modeling
 
 __all__ = ["data", "modeling"]

@@ -84,13 +84,13 @@ def toy_data(tmp_path):
 
 @pytest.fixture(scope="session")
 def load_tool():
-    """Function that imports a file of tools/, which is no package."""
+    """Function that imports a file of tools/, which is no package, or the command that it starts."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module
+        return sys.modules.get(module.main.__module__, module)
 
     return load
 

@@ -1,5 +1,5 @@
-"""A file imports only downwards: tools, benchmarks | experiments, engine, data | modeling | evaluation |
-analysis, isometry | config | files | placement | provenance | randomness."""
+"""A file imports only downwards: tools, benchmarks | experiments, commands, engine, data | modeling | evaluation |
+analysis, isometry | config | files | needs_detectron2 | placement | provenance | randomness."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL_ZOO = "detectron2.model_zoo"
 # Packages beside iso_d2, which import it
 WORKSHOPS = ("benchmarks", "experiments")
-GROUND = {"isometry", "config", "files", "placement", "provenance", "randomness"}
+GROUND = {"isometry", "config", "files", "needs_detectron2", "placement", "provenance", "randomness"}
 FIRST = GROUND | {"data", "modeling", "evaluation", "analysis"}
 # What each part of iso_d2 may import beside itself. "" is iso_d2/__init__.py, which registers everything.
 MAY_IMPORT = {
     "isometry": set(),
     "config": set(),
     "files": set(),
+    "needs_detectron2": set(),
     "placement": set(),
     "provenance": set(),
     "randomness": set(),
@@ -25,6 +26,7 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "analysis": GROUND,
     "engine": FIRST,
+    "commands": FIRST | {"engine"},
     "": FIRST | {"engine"},
 }
 

@@ -65,7 +65,8 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     built = {str(path.relative_to(tmp_path)) for path in (tmp_path / "iso_d2").rglob("*") if path.is_file()}
     wanted = {str(path.relative_to(ROOT)) for path in project_files()}
-    assert built == {name for name in wanted if name.startswith("iso_d2/")}
+    configs = {f"iso_d2/{name}" for name in wanted if re.fullmatch(r"configs/.+\.yaml", name)}
+    assert built == configs | {name for name in wanted if name.startswith("iso_d2/")}
     assert "iso_d2/data/lgg/patients.tsv" in built
 
 
@@ -77,21 +78,37 @@ def test_every_requirement_is_pinned():
     assert install_requires() <= {line.split("==")[0] for line in pins}
 
 
-def test_without_detectron2_the_import_says_how_to_get_it():
+def test_without_detectron2_the_mathematics_works_and_the_rest_says_how_to_get_it():
+    """Without all packages but torch and what it imports itself."""
     code = """
-import sys
+import sys, torch
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "detectron2":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+find = __import__("importlib.util").util.find_spec
+__import__("importlib.util").util.find_spec = lambda name: None if name == "detectron2" else find(name)
 sys.meta_path.insert(0, Missing())
 import iso_d2
+from iso_d2.isometry import SReLU, orthogonality_loss
+print(SReLU(3)(torch.full((1, 3, 1, 1), -2.0)).tolist(), float(orthogonality_loss(torch.eye(4)[..., None, None])))
+for part in ("data", "modeling", "evaluation", "analysis", "engine"):
+    try:
+        __import__(f"iso_d2.{{part}}")
+    except ImportError as error:
+        print(error)
+import iso_d2.commands
+iso_d2.commands.main(["train"])
 """
+    missing = sorted({"detectron2", *(install_requires() | set(DISTRIBUTIONS)) - {"torch", "numpy"}})
+    code = code.format(missing=missing)
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1
-    last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: iso_d2 needs Detectron2")
-    assert "make setup" in last and "pip install --no-build-isolation git+https" in last
+    numbers, *errors = run.stdout.splitlines()
+    assert numbers == "[[[[-1.0]], [[-1.0]], [[-1.0]]]] 0.0", run.stderr
+    assert len(errors) == 5 and run.returncode == 1
+    for line in (*errors, run.stderr.strip().splitlines()[-1].removeprefix("error: ")):
+        assert line.startswith("All of iso_d2 but iso_d2.isometry needs Detectron2"), line
+        assert "make setup" in line and "pip install --no-build-isolation git+https" in line
 
 
 def test_files_can_be_read_in_one_sitting():

@@ -1,38 +1,6 @@
-"""Train or evaluate a model.
+"""Train or evaluate a model: the command `iso-d2 train`, --help says more."""
 
-python tools/train_net.py --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
-
-Without CUDA it runs on the CPU, with --num-gpus N in N processes.
-"""
-
-import torch
-from detectron2.engine import default_argument_parser, launch
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-
-from iso_d2.engine import Trainer
-from iso_d2.engine.setup import setup
-
-
-def main(args):
-    """Run one process; `args` are those of Detectron2's ``default_argument_parser``."""
-    cfg = setup(args)
-    if args.eval_only:
-        results = Trainer.evaluate(cfg, resume=args.resume)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
-
-
-def run():
-    args = default_argument_parser().parse_args()
-    if args.num_gpus > 1 and not torch.cuda.is_available():
-        print(f"No CUDA device here: running {args.num_gpus} processes on the CPU")
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-
+from iso_d2.commands.train import main
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -1,5 +1,6 @@
 """The isometry of a model at given images: its layers, its signal and gradient by depth, its Jacobian."""
 
+from .. import needs_detectron2  # noqa: F401  first, for its error
 from .jacobian import measure_jacobian
 from .layers import find_network, measure_convolutions
 from .measured_signal import measure_signal, record_signal, signal_faults, signal_table

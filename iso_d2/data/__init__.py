@@ -1,5 +1,6 @@
 """Data sets and the mapper. Importing this package registers the data sets."""
 
+from .. import needs_detectron2  # noqa: F401  first, for its error
 from ..files import BrokenImageError, read_image
 from . import cifar, coco, lgg
 from .arrays import LabelledImages, SegmentedImages, register_labelled_images, register_segmented_images

@@ -1,5 +1,6 @@
 """Training: the hooks, parameter groups, checkpoints and a trainer that joins them."""
 
+from .. import needs_detectron2  # noqa: F401  first, for its error
 from .compilation import CompileHook
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .model_penalty import ModelPenalty, penalised_layers

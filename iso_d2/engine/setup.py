@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 from functools import partial
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -18,6 +19,9 @@ from ..data.lgg import named_by_split, without_split
 # Meta-architectures whose training images are all of one size
 ONE_SIZE = ("ImageClassifier", "UNetSegmentor")
 
+# Of the configs that come with iso_d2: in an installed package, in a checkout
+CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,14 +34,15 @@ def load_config(config_file="", opts=()):
     mixed precision with fp16 is turned off.
 
     Args:
-        config_file (str or Path): a yaml file; "" for the defaults alone.
+        config_file (str or Path): a yaml file, or the name of one that comes with iso_d2, such as
+            "risonet50_frcnn" or "configs/quick/isounet_phantom.yaml"; "" for the defaults alone.
         opts (sequence): keys and values in turn.
 
     Returns:
         CfgNode: not frozen.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; the message names similar ones that come with iso_d2.
         KeyError: a key that does not exist; the message names similar ones.
         ValueError: the file is no yaml of keys, or asks for Python objects; an entry of one of these two is
             not as many strings as it should be; no such LGG split, or one that is not the split that names in
@@ -47,8 +52,7 @@ def load_config(config_file="", opts=()):
     add_iso_config(cfg)
     untyped = {key for key, value in leaves(cfg) if value is None}
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"Config file {os.path.abspath(config_file)!r} does not exist")
+        config_file = find_config(config_file)
         _merge_file(cfg, str(config_file))
         empty = [key for key, value in leaves(cfg) if value is None and key not in untyped]
         if empty:
@@ -72,6 +76,29 @@ def load_config(config_file="", opts=()):
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
     _rename_lgg(cfg, named_by_split)
     return cfg
+
+
+def find_config(name):
+    """Path: of a config file, or of one that comes with iso_d2, if there is no such file here.
+
+    Raises:
+        FileNotFoundError: as in :func:`load_config`.
+    """
+    if os.path.isfile(name):
+        return Path(name)
+    folder = next(folder for folder in CONFIGS if folder.is_dir())
+    named = str(name).removeprefix("configs/")
+    for file in (folder / named, folder / f"{named}.yaml"):
+        if not os.path.isabs(named) and file.is_file():
+            return file
+    by_stem = {
+        file.stem: str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("[!B]*.yaml")
+    }
+    near = difflib.get_close_matches(Path(named).stem, by_stem, n=3, cutoff=0.5)
+    raise FileNotFoundError(
+        f"Config file {os.path.abspath(name)!r} does not exist, and none of this name comes with iso_d2"
+        + (f"; similar ones: {', '.join(by_stem[stem] for stem in near)}" if near else "")
+    )
 
 
 def _rename_lgg(cfg, rename):

@@ -1,5 +1,6 @@
 """Evaluators by type of data set, and drawings of what a model predicts."""
 
+from .. import needs_detectron2  # noqa: F401  first, for its error
 from .build import build_evaluator
 from .classification import ClassificationEvaluator
 from .segmentation import SegmentationEvaluator

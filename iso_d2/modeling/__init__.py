@@ -1,5 +1,6 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
+from .. import needs_detectron2  # noqa: F401  first, for its error
 from . import backbones, cifar_resnet, roi_heads
 from .blocks import IsoBlock
 from .classifier import ImageClassifier

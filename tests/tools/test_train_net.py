@@ -23,11 +23,11 @@ def parse(config_file, *arguments):
 
 
 def test_train_resume_and_evaluate(train_net, config_file, tmp_path):
-    train_net.main(parse(config_file))
+    train_net.train(parse(config_file))
     state = torch.load(tmp_path / "output" / "model_final.pth")
     assert state["iteration"] == 2
 
-    train_net.main(parse(config_file, "--resume", "SOLVER.MAX_ITER", "5"))
+    train_net.train(parse(config_file, "--resume", "SOLVER.MAX_ITER", "5"))
     resumed = torch.load(tmp_path / "output" / "model_final.pth")
     assert resumed["iteration"] == 4
     assert resumed["trainer"]["_trainer"]["iteration"] == 4
@@ -37,33 +37,33 @@ def test_train_resume_and_evaluate(train_net, config_file, tmp_path):
         ["--eval-only", "MODEL.WEIGHTS", "output/model_final.pth"],
     ):
         arguments[-1] = arguments[-1].replace("output", str(tmp_path / "output"))
-        results = train_net.main(parse(config_file, *arguments))
+        results = train_net.train(parse(config_file, *arguments))
         assert results["bbox"]["AP"] == pytest.approx(100)  # the toy always finds the box
 
 
 def test_evaluating_an_absent_checkpoint(train_net, config_file):
     with pytest.raises(FileNotFoundError, match=r"absent\.pth' does not exist"):
-        train_net.main(parse(config_file, "--eval-only", "MODEL.WEIGHTS", "absent.pth"))
+        train_net.train(parse(config_file, "--eval-only", "MODEL.WEIGHTS", "absent.pth"))
 
 
 def test_evaluating_nothing(train_net, config_file):
     with pytest.raises(ValueError, match=r"Nothing to evaluate: MODEL\.WEIGHTS is empty\. Name"):
-        train_net.main(parse(config_file, "--eval-only"))
+        train_net.train(parse(config_file, "--eval-only"))
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is empty and .*output holds no checkpoint"):
-        train_net.main(parse(config_file, "--eval-only", "--resume"))
+        train_net.train(parse(config_file, "--eval-only", "--resume"))
 
 
 def test_nan_stops_the_training(train_net, config_file):
     with pytest.raises(FloatingPointError, match="diverged at iteration 1"):
-        train_net.main(parse(config_file, "SOLVER.BASE_LR", "1e30"))
+        train_net.train(parse(config_file, "SOLVER.BASE_LR", "1e30"))
 
 
 @pytest.mark.parametrize("cuda, said", [(False, True), (True, False)])
 def test_processes_on_the_cpu_are_announced(train_net, cuda, said, monkeypatch, capsys):
     launched = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(train_net, "launch", lambda main, *rest, args: launched.append((main, *rest)))
+    monkeypatch.setattr(train_net, "launch", lambda function, *rest, args: launched.append((function, *rest)))
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", "2", "--dist-url", "auto"])
-    train_net.run()
-    assert launched == [(train_net.main, 2, 1, 0, "auto")]
+    train_net.main()
+    assert launched == [(train_net.train, 2, 1, 0, "auto")]
     assert ("running 2 processes on the CPU" in capsys.readouterr().out) == said

@@ -1,0 +1,49 @@
+"""The console command ``iso-d2``. The files of tools/ are the same commands."""
+
+import importlib
+import shlex
+import sys
+
+# by name: the file here, and what it does
+COMMANDS = {
+    "train": ("train", "train or evaluate a model"),
+    "predict": ("predict", "run a trained model on images"),
+    "analyze": ("analyze", "measure how far networks are from an isometry"),
+    "convert": ("convert", "convert checkpoints of the ISONet authors, and back"),
+    "data coco": ("data_coco", "make a subset of COCO from an official annotation file"),
+    "data cifar": ("data_cifar", "download, verify and unpack CIFAR-10 or CIFAR-100"),
+    "data show": ("data_show", "draw what the mapper feeds the model"),
+}
+
+
+def as_typed(argv):
+    """str: the command that runs, to be typed again; `argv` are its arguments, None: those of the process."""
+    started = ["python"] if sys.argv[0].endswith(".py") else []
+    return " ".join([*started, sys.argv[0], shlex.join(sys.argv[1:] if argv is None else argv)])
+
+
+def main(argv=None):
+    """Run a command of `argv`, by default that of the process.
+
+    Raises:
+        SystemExit: there is no such command, or what the command itself exits with.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for words in (1, 2):
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            try:
+                from .. import needs_detectron2  # noqa: F401
+            except ImportError as error:
+                sys.exit(f"error: {error}")
+            sys.argv = [f"iso-d2 {name}", *argv[words:]]
+            return importlib.import_module(f".{COMMANDS[name][0]}", __name__).main(argv[words:])
+    width = max(map(len, COMMANDS))
+    usage = "\n".join(
+        ["usage: iso-d2 COMMAND ...; iso-d2 COMMAND --help says more", ""]
+        + [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    )
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(usage)
+        return None
+    sys.exit(f"error: no command {' '.join(argv[:2])!r}\n{usage}")

@@ -1,0 +1,124 @@
+"""Run a trained model on images.
+
+A detector gives drawn detections and one COCO json. A segmentation model gives a mask and a drawing of each
+image and, if the true masks lie beside the images of a folder (x_mask.tif for x.tif), the Dice of all
+together.
+
+iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
+    --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from tqdm import tqdm
+
+from ..engine.predictor import Predictor, class_metadata, coco_predictions
+from ..engine.setup import load_config
+from ..evaluation.masks import PredictedMasks, is_mask
+from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the training")
+    parser.add_argument(
+        "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="detections with a lower score are not drawn (0.5); pixels with a lower probability are not "
+        "foreground (TEST.SEGMENTATION.THRESHOLD)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the config; last",
+    )
+    return parser.parse_args(argv)
+
+
+def find_images(paths):
+    """The image files among `paths` and directly in the folders among them, sorted within each folder.
+
+    Masks of other images are left out of folders.
+    """
+    files = []
+    for path in paths:
+        if path.is_dir():
+            images = [f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
+            images = [f for f in images if not is_mask(f)]
+            files += sorted(images, key=by_number)
+        elif path.is_file():
+            files.append(path)
+        else:
+            sys.exit(f"error: {path} is neither a file nor a folder")
+    if not files:
+        sys.exit(f"error: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
+    return files
+
+
+def by_number(file):
+    """Sorts x_2 before x_10."""
+    parts = re.split(r"(\d+)", file.name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    setup_logger(name="iso_d2")
+    setup_logger(name="fvcore")
+    files = find_images(args.input)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        cfg = load_config(args.config_file, args.opts)
+        predictor = Predictor(cfg)
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    has_masks = cfg.MODEL.META_ARCHITECTURE in ("UNetSegmentor", "SemanticSegmentor")
+    if args.threshold is None:
+        args.threshold = cfg.TEST.SEGMENTATION.THRESHOLD if has_masks else 0.5
+    masks = PredictedMasks(args.output, args.threshold)
+    metadata = None if has_masks else class_metadata(cfg)
+
+    predictions, broken = [], []
+    for file in tqdm(files, unit="image"):
+        try:
+            output = predictor(str(file))
+            if has_masks:
+                masks.add(file, output["sem_seg"])
+                continue
+        except (BrokenImageError, ValueError) as error:
+            broken.append(str(error))
+            masks.skip(file)
+            continue
+        if "instances" not in output:
+            sys.exit(
+                f"error: {cfg.MODEL.META_ARCHITECTURE} gives {', '.join(output)}, but neither boxes nor masks"
+            )
+        instances = output["instances"]
+        predictions.append((str(file), instances))
+        visualizer = Visualizer(read_image(file, "RGB"), metadata)
+        drawn = visualizer.draw_instance_predictions(instances[instances.scores >= args.threshold])
+        drawn.save(str(args.output / f"{len(predictions):04d}_{file.stem}.png"))
+    if has_masks:
+        print(f"masks of {masks.number} images in {args.output}")
+        for folder, dice in masks.volume_dice().items():
+            print(f"{folder}: Dice of the volume {dice:.1f} %")
+    else:
+        document = coco_predictions(predictions, metadata)
+        (args.output / "predictions.json").write_text(json.dumps(document))
+        print(f"{len(document['annotations'])} detections on {len(predictions)} images in {args.output}")
+    if broken:
+        sys.exit("\n".join([f"error: {len(broken)} files could not be read:", *broken]))

@@ -1,0 +1,38 @@
+"""Train or evaluate a model.
+
+iso-d2 train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
+
+Without CUDA it runs on the CPU, with --num-gpus N in N processes.
+"""
+
+import torch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..engine import Trainer
+from ..engine.setup import setup
+
+
+def parse_args(argv):
+    return default_argument_parser().parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.num_gpus > 1 and not torch.cuda.is_available():
+        print(f"No CUDA device here: running {args.num_gpus} processes on the CPU")
+    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+
+
+def train(args):
+    """Run one process; `args` are those of Detectron2's ``default_argument_parser``."""
+    cfg = setup(args)
+    if args.eval_only:
+        results = Trainer.evaluate(cfg, resume=args.resume)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
