@@ -1,5 +1,6 @@
-"""A file imports only downwards: tools, benchmarks | experiments, commands, engine, data | modeling | evaluation |
-analysis, isometry | config | files | needs_detectron2 | placement | provenance | randomness."""
+"""A file imports only downwards: tools, benchmarks | experiments, commands, engine,
+data | modeling | evaluation | analysis,
+isometry | config | files | needs_detectron2 | placement | provenance | randomness."""
 
 import sys
 from pathlib import Path

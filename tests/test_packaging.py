@@ -1,10 +1,14 @@
 """What a newcomer and a package installer rely on."""
 
 import ast
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -70,6 +74,41 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path):
     assert "iso_d2/data/lgg/patients.tsv" in built
 
 
+def test_an_installed_wheel_works_in_an_empty_folder(tmp_path):
+    source, empty = tmp_path / "source", tmp_path / "empty"
+    for path in project_files():
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    venv.create(tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
+    # what is installed here, but iso_d2: .pth files are not followed a second time
+    Path(site, "here.pth").write_text(sysconfig.get_path("purelib"))
+    install = ["pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", source]
+    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    empty.mkdir()
+    train = [
+        *(
+            "train",
+            "--config-file",
+            "quick/risonet20_shapes_cls",
+            "SOLVER.EPOCHS",
+            "0",
+            "SOLVER.MAX_ITER",
+            "2",
+        ),
+        *("SOLVER.EPOCH_STEPS", "()", "SOLVER.WARMUP_EPOCHS", "0", "DATASETS.TEST", "()"),
+        *("MODEL.ISONET.DEPTH", "8", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", "out"),
+    ]
+    command = [python.with_name("iso-d2"), *train]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(command, cwd=empty, capture_output=True, text=True, env=environment)
+    assert (empty / "out" / "model_final.pth").is_file(), run.stderr
+    assert f"{site}/iso_d2/configs/quick" in (empty / "out" / "log.txt").read_text()
+
+
 def test_every_requirement_is_pinned():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines += re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
@@ -91,7 +130,8 @@ __import__("importlib.util").util.find_spec = lambda name: None if name == "dete
 sys.meta_path.insert(0, Missing())
 import iso_d2
 from iso_d2.isometry import SReLU, orthogonality_loss
-print(SReLU(3)(torch.full((1, 3, 1, 1), -2.0)).tolist(), float(orthogonality_loss(torch.eye(4)[..., None, None])))
+print(SReLU(3)(torch.full((1, 3, 1, 1), -2.0)).flatten().tolist())
+print(float(orthogonality_loss(torch.eye(4)[..., None, None])))
 for part in ("data", "modeling", "evaluation", "analysis", "engine"):
     try:
         __import__(f"iso_d2.{{part}}")
@@ -103,8 +143,8 @@ iso_d2.commands.main(["train"])
     missing = sorted({"detectron2", *(install_requires() | set(DISTRIBUTIONS)) - {"torch", "numpy"}})
     code = code.format(missing=missing)
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    numbers, *errors = run.stdout.splitlines()
-    assert numbers == "[[[[-1.0]], [[-1.0]], [[-1.0]]]] 0.0", run.stderr
+    values, loss, *errors = run.stdout.splitlines()
+    assert (values, loss) == ("[-1.0, -1.0, -1.0]", "0.0"), run.stderr
     assert len(errors) == 5 and run.returncode == 1
     for line in (*errors, run.stderr.strip().splitlines()[-1].removeprefix("error: ")):
         assert line.startswith("All of iso_d2 but iso_d2.isometry needs Detectron2"), line

@@ -91,9 +91,8 @@ def find_config(name):
     for file in (folder / named, folder / f"{named}.yaml"):
         if not os.path.isabs(named) and file.is_file():
             return file
-    by_stem = {
-        file.stem: str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("[!B]*.yaml")
-    }
+    files = folder.rglob("[!B]*.yaml")  # not those called Base-...
+    by_stem = {file.stem: str(file.relative_to(folder).with_suffix("")) for file in files}
     near = difflib.get_close_matches(Path(named).stem, by_stem, n=3, cutoff=0.5)
     raise FileNotFoundError(
         f"Config file {os.path.abspath(name)!r} does not exist, and none of this name comes with iso_d2"
@@ -133,6 +132,8 @@ def setup(args):
     misplaced = [word for word in args.opts if word.startswith("--")]
     if misplaced:
         raise ValueError(f"{', '.join(misplaced)} must come before the first KEY VALUE")
+    if args.config_file:
+        args.config_file = str(find_config(args.config_file))  # default_setup reads it, too
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="iso_d2")
