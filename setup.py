@@ -18,7 +18,11 @@ setup(
     license="Apache-2.0",
     packages=[*find_packages(include=["iso_d2", "iso_d2.*"]), *configs],
     package_dir={"iso_d2.configs": "configs"},
-    package_data={"iso_d2.data.lgg": ["*.tsv"], **{package: ["*.yaml"] for package in configs}},
+    package_data={
+        "iso_d2": ["weights/*"],
+        "iso_d2.data.lgg": ["*.tsv"],
+        **{package: ["*.yaml"] for package in configs},
+    },
     entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
     python_requires=">=3.10",
     # Detectron2 is needed as well, but it is not on the package index: README.md says how to get it.
@@ -32,6 +36,7 @@ setup(
         "pillow",
         "pycocotools",
         "pyyaml",
+        "safetensors",
         "scipy",
         "tabulate",
         "torch>=2.4",

@@ -10,4 +10,13 @@ __version__ = "0.1.0"
 if importlib.util.find_spec("detectron2"):
     from . import data, modeling
 
-__all__ = ["data", "modeling"]
+
+def __getattr__(name):
+    if name in ("list_models", "load"):
+        from .engine import trained
+
+        return getattr(trained, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["data", "list_models", "load", "modeling"]

@@ -2,8 +2,9 @@
 
 A detector gives drawn detections and one COCO json. A segmentation model gives a mask and a drawing of each
 image and, if the true masks lie beside the images of a folder (x_mask.tif for x.tif), the Dice of all
-together.
+together. A classifier gives one json with the scores of all classes, the best first.
 
+iso-d2 predict --model isounet-lgg-narrow --input IMAGE_OR_FOLDER [...] --output DIR
 iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
     --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
 """
@@ -18,17 +19,20 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from ..engine.predictor import Predictor, class_metadata, coco_predictions
+from ..engine.predictor import Predictor, by_class, class_metadata, coco_predictions
 from ..engine.setup import load_config
+from ..engine.trained import trained_config
 from ..evaluation.masks import PredictedMasks, is_mask
-from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image
+from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image, write_atomically
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the training")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--config-file", metavar="FILE", help="config of the training")
+    network.add_argument("--model", metavar="NAME", help="a trained network of iso_d2.list_models()")
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
     )
@@ -82,7 +86,9 @@ def main(argv=None):
     files = find_images(args.input)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        cfg = load_config(args.config_file, args.opts)
+        cfg = (
+            trained_config(args.model, args.opts) if args.model else load_config(args.config_file, args.opts)
+        )
         predictor = Predictor(cfg)
     except (AssertionError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
@@ -92,7 +98,7 @@ def main(argv=None):
     masks = PredictedMasks(args.output, args.threshold)
     metadata = None if has_masks else class_metadata(cfg)
 
-    predictions, broken = [], []
+    predictions, scores, broken = [], {}, []
     for file in tqdm(files, unit="image"):
         try:
             output = predictor(str(file))
@@ -103,9 +109,12 @@ def main(argv=None):
             broken.append(str(error))
             masks.skip(file)
             continue
+        if "scores" in output:
+            scores[str(file)] = by_class(output["scores"].tolist(), metadata)
+            continue
         if "instances" not in output:
             sys.exit(
-                f"error: {cfg.MODEL.META_ARCHITECTURE} gives {', '.join(output)}, but neither boxes nor masks"
+                f"error: {cfg.MODEL.META_ARCHITECTURE} has {', '.join(output)}, not boxes, masks or scores"
             )
         instances = output["instances"]
         predictions.append((str(file), instances))
@@ -116,9 +125,12 @@ def main(argv=None):
         print(f"masks of {masks.number} images in {args.output}")
         for folder, dice in masks.volume_dice().items():
             print(f"{folder}: Dice of the volume {dice:.1f} %")
+    elif scores:
+        write_atomically(args.output / "scores.json", json.dumps(scores, indent=1))
+        print(f"scores of {len(scores)} images in {args.output / 'scores.json'}")
     else:
         document = coco_predictions(predictions, metadata)
-        (args.output / "predictions.json").write_text(json.dumps(document))
+        write_atomically(args.output / "predictions.json", json.dumps(document))
         print(f"{len(document['annotations'])} detections on {len(predictions)} images in {args.output}")
     if broken:
         sys.exit("\n".join([f"error: {len(broken)} files could not be read:", *broken]))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import CNNBlockBase
+from safetensors.torch import load_file
 from torch import nn
 
 from ..files import replacing, write_atomically
@@ -165,7 +166,8 @@ class IsoCheckpointer(DetectionCheckpointer):
                 self._torch_load(filename)
             elif (fault := damage(filename)) and zipfile.is_zipfile(filename):
                 raise ValueError(fault)
-            checkpoint = super()._load_file(filename)
+            is_plain = filename.endswith(".safetensors")
+            checkpoint = {"model": load_file(filename)} if is_plain else super()._load_file(filename)
             if not isinstance(checkpoint["model"], dict):
                 raise TypeError(f"it holds a {type(checkpoint['model']).__name__}, not a state dict")
         except Exception as error:

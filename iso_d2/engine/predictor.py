@@ -1,13 +1,16 @@
 """Predictions of a trained model for image files, read and resized as in its evaluation."""
 
 import logging
+from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from PIL import Image
 
 from ..data.lgg.preprocessing import Preprocessing
-from ..data.mappers import build_mapper
+from ..data.mappers import AlbumentationsMapper, build_mapper
 from ..files import read_image
 from ..modeling import UNetSegmentor, fold_scales_
 from ..modeling.segmentor import to_original
@@ -18,38 +21,40 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """Run a model on image files with the mapper that evaluation uses (INPUT.ALBUMENTATIONS.TEST).
+    """Run a model on images with the mapper that evaluation uses (INPUT.ALBUMENTATIONS.TEST).
 
     If the model was trained on preprocessed slices (lgg, phantom: their metadata have ``image_size``), images
     are cropped to the head and resized in the same way, and the output is mapped back to the original image.
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
+        fold (bool): multiply gains and residual scales into the weights.
 
     Raises:
         ValueError: MODEL.WEIGHTS is empty, or does not fit the model.
         FileNotFoundError: there is no such checkpoint.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, fold=True):
         if not cfg.MODEL.WEIGHTS:
             raise ValueError(
                 "MODEL.WEIGHTS is empty: name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
             )
         self.model = Trainer.build_model(cfg).eval()
         IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        fold_scales_(self.model)
+        if fold:
+            fold_scales_(self.model)
         self.mapper = build_mapper(cfg, is_train=False)
         self.image_size = None
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             self.image_size = self.image_size or MetadataCatalog.get(name).get("image_size")
 
     @torch.no_grad()
-    def __call__(self, file_name):
+    def __call__(self, image):
         """The model's output for one image.
 
         Args:
-            file_name (str): an image file.
+            image (str, Path or ndarray): an image file; or pixels, uint8 RGB, (3, H, W).
 
         Returns:
             dict: as the meta-architecture gives it (``instances``, ``sem_seg``), on the CPU where it
@@ -57,10 +62,17 @@ class Predictor:
 
         Raises:
             BrokenImageError: the file cannot be read.
+            ValueError: pixels, but INPUT.MAPPER is not "albumentations".
         """
-        record = {"file_name": file_name}
+        if isinstance(image, (str, Path)):
+            record = {"file_name": str(image)}
+        else:
+            if not isinstance(self.mapper, AlbumentationsMapper):
+                raise ValueError("pixels instead of a file need INPUT.MAPPER albumentations")
+            _, height, width = image.shape
+            record = {"image_array": image, "height": height, "width": width}
         if self.image_size is not None:
-            image = read_image(file_name, "RGB")
+            image = image.transpose(1, 2, 0) if "image_array" in record else read_image(image, "RGB")
             record["image_array"], placement = Preprocessing(self.image_size)(image)
             original = {"height": image.shape[0], "width": image.shape[1], "placement": placement}
             if isinstance(self.model, UNetSegmentor):  # which brings its output back by itself
@@ -73,6 +85,47 @@ class Predictor:
         if "instances" in output:
             output["instances"] = output["instances"].to("cpu")
         return output
+
+
+def rgb_array(image):
+    """Any image in memory as the pixels that :class:`Predictor` takes.
+
+    Args:
+        image (PIL.Image.Image, ndarray or Tensor): an array is (H, W), (H, W, 1) or (H, W, 3), a tensor
+            (1, H, W) or (3, H, W); uint8, or floats from 0 to 1.
+
+    Returns:
+        ndarray: uint8, (3, H, W).
+
+    Raises:
+        ValueError: another type or shape, no pixels, or values that are not finite or out of range.
+    """
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    elif isinstance(image, torch.Tensor):
+        pixels = image.detach().cpu().float().numpy() if image.is_floating_point() else image.cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        pixels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1) if image.ndim == 3 else image
+    else:
+        raise ValueError(f"an image is a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.size:
+        raise ValueError(
+            "an array must be (H, W), (H, W, 1) or (H, W, 3), a tensor (1, H, W) or (3, H, W), with pixels, "
+            f"got {tuple(image.shape)}"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("an image of floats must have values from 0 to 1, or convert it to uint8")
+        pixels = (255 * pixels).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"an image must be uint8 or floats from 0 to 1, got {pixels.dtype}")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])))
+
+
+def by_class(scores, metadata):
+    """dict[str, float]: the scores (sequence of float) of classes by their names, the best first."""
+    names = metadata.get("thing_classes") or [str(number) for number in range(len(scores))]
+    return dict(sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1]))
 
 
 def class_metadata(cfg):
