@@ -1,6 +1,8 @@
 """README and docs: commands parse, Python blocks run, and what a page names is there."""
 
 import functools
+import importlib
+import json
 import pkgutil
 import re
 import shlex
@@ -12,14 +14,16 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_backbone
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from iso_d2.commands import COMMANDS
 from iso_d2.config import add_iso_config
 from iso_d2.engine import DeltaInitHook, OrthogonalityLossHook
 from iso_d2.engine.setup import load_config
+from iso_d2.engine.trained import FOLDER, list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
@@ -74,19 +78,26 @@ def test_commands_parse(page, load_tool, monkeypatch, tmp_path, capsys):
         if words[0] == "make":
             assert set(words[1:]) <= set(targets), words
             continue
-        assert words[0] == "python" and re.fullmatch(r"tools/\w+\.py", words[1]), words
+        if words[0] == "pip":
+            assert words[1] == "install", words
+            continue
         try:
-            check_tool(load_tool(Path(words[1]).stem), words[2:])
+            check_tool(*tool_and_arguments(words, load_tool))
         except (AssertionError, KeyError, SystemExit, ValueError) as error:
             pytest.fail(f"{shlex.join(words)}: {error} {capsys.readouterr().err}")
 
 
+def tool_and_arguments(words, load_tool):
+    if words[0] == "iso-d2":
+        name = " ".join(words[1:3]) if words[1] == "data" else words[1]
+        return importlib.import_module(f"iso_d2.commands.{COMMANDS[name][0]}"), words[1 + len(name.split()) :]
+    assert words[0] == "python" and re.fullmatch(r"tools/\w+\.py", words[1]), words
+    return load_tool(Path(words[1]).stem), words[2:]
+
+
 def check_tool(tool, arguments):
     """The arguments parse; config, KEY VALUE pairs, data sets and names of experiments exist."""
-    if tool.__name__ == "train_net":
-        args = default_argument_parser().parse_args(arguments)
-    else:
-        args = tool.parse_args(arguments)
+    args = tool.parse_args(arguments)
     if tool.__name__ == "reproduce" and args.what != "report":
         assert not tool.main([*arguments, "--dry-run"])
     configs = [getattr(args, "config_file", None), *getattr(args, "models", [])]
@@ -155,9 +166,25 @@ def test_python_of_the_isometry_page(monkeypatch, tmp_path):
     torch.testing.assert_close(plain.sigma, torch.ones(64 * 14 * 14))
 
 
+def test_python_of_the_trained_networks(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (60, 50)).save("slice.tif")
+    (loaded,) = run_python("docs/trained.md", tmp_path)
+    assert loaded.prediction.mask.shape == (50, 60) and Path("prediction.png").is_file()
+
+
+def test_trained_networks_are_those_that_there_are():
+    for name in list_models():
+        metrics = json.loads((FOLDER / f"{name}.json").read_text())["metrics"]
+        (row,) = re.findall(rf"^\| {name} \| .+ \| (.+) \|$", read("docs/trained.md"), re.M)
+        shown = {float(number) for number in re.findall(r"(\d+\.\d+)(?= %| on|,)", row)}
+        rounded = {round(value, digits) for value in metrics.values() for digits in (1, 2, 3)}
+        assert shown and shown <= rounded, f"{name}: {row}"
+
+
 def test_no_other_page_has_python():
     with_python = {name for name in NAMES for language, _ in blocks(name) if language == "python"}
-    assert with_python == {"README.md", "docs/isometry.md"}
+    assert with_python == {"README.md", "docs/isometry.md", "docs/trained.md"}
 
 
 def test_keys_exist_and_take_the_values(page):
