@@ -119,7 +119,6 @@ DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
 FIGURES = {
     "README.md": [
         ("AP50 was #, # and # %", [run["AP50"] for run in SHAPES_NOW]),
-        ("batch norm (# ± # against # ± # with 1)", [*by_batch("risonet")[:2], *by_batch("bn")[:2]]),
     ],
     "docs/detection.md": [
         (
