@@ -12,6 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..data.loader import SIGNALS
+from ..isometry.model import unwrap
 from .checkpoint import BEST, damage
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,30 @@ class CheckpointHook(HookBase):
         self._signal = number
         logger.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
         self.after_train()
+
+
+class LossNormalizerHook(HookBase):
+    """Keeps the running normalizer of the loss of RetinaNet and FCOS, which is no buffer, in checkpoints."""
+
+    NAME = "loss_normalizer"
+
+    def __init__(self):
+        self._of_processes = []
+
+    def before_train(self):
+        rank = comm.get_rank()
+        if rank < len(self._of_processes) and self._of_processes[rank] is not None:
+            setattr(unwrap(self.trainer.model), self.NAME, self._of_processes[rank])
+
+    def gather_state(self):
+        """Collect it from all processes, for the next `state_dict`."""
+        self._of_processes = comm.all_gather(getattr(unwrap(self.trainer.model), self.NAME, None))
+
+    def state_dict(self):
+        return {"processes": self._of_processes}
+
+    def load_state_dict(self, state):
+        self._of_processes = state["processes"]
 
 
 class BestCheckpointHook(HookBase):

@@ -20,7 +20,7 @@ from ..evaluation import build_evaluator
 from ..isometry.model import unwrap
 from ..randomness import seed_generators
 from .checkpoint import IsoCheckpointer
-from .checkpoint_hooks import BestCheckpointHook, CheckpointHook
+from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, LossNormalizerHook
 from .checks import (
     check_kind,
     check_num_classes,
@@ -102,7 +102,7 @@ class Trainer(DefaultTrainer):
             hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
         if self.cfg.MODEL.COMPILE:
             hooks.append(CompileHook())
-        hooks += [WhiteningHook(), SignalHook()]
+        hooks += [WhiteningHook(), SignalHook(), LossNormalizerHook()]
         solver, checkpointer = self.cfg.SOLVER, self.checkpointer
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
