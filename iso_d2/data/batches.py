@@ -23,7 +23,7 @@ _ALONE = (0, 1)
 
 
 def flip_at_random(images, generator, share=_ALONE):
-    """Mirror each image of (B, C, H, W) left to right with probability 1/2; `share` as in `crop_at_random`."""
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2; `share` is `crop_at_random`'s."""
     (rank, world_size), number, device = share, len(images), images.device
     mirrored = torch.rand(number * world_size, generator=generator, device=device)[rank::world_size] < 0.5
     # Whole images are copied four times as fast on the CPU as pixels are chosen by torch.where.
