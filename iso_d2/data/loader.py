@@ -7,7 +7,9 @@ its stream cannot be continued after an interruption.
 """
 
 import itertools
+import os
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -113,8 +115,16 @@ class _Mapped(Dataset):
 
 def _leave_signals_to_the_trainer(_):
     """A signal to the whole group of processes must not end a worker while the trainer saves."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and cannot tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer():
+    # a trainer that fails sends its workers SIGTERM and waits for their end
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_training_loader(cfg, mapper):

@@ -1,9 +1,11 @@
 """Batches that can start at any step: dataset dicts and images in memory."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -126,5 +128,29 @@ def test_batches_in_memory_from_any_step(rank, world_size):
 def test_a_signal_to_the_workers_does_not_end_them():
     batches = iter(loader(num_workers=1))
     first = next(batches)
-    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    # of another process; that of the trainer does end them
+    subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)
     assert [first, *take(batches, 8)] == take(loader(), 9)
+
+
+def fail():
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    raise RuntimeError("the iterator stays in this traceback")
+
+
+def test_a_trainer_that_fails_does_not_wait_for_its_workers():
+    process = multiprocessing.get_context("fork").Process(target=fail)
+    process.start()
+    process.join(15)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive
+
+
+def test_a_killed_worker_is_reported():
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*killed by signal: Killed|exited unexp"):
+        take(batches, 99)
