@@ -3,9 +3,9 @@
     python tests/endurance.py memory --output results/robustness.json
     python tests/endurance.py cost --output results/robustness.json
 
-"memory" trains a classifier of 8x8 images, with the penalty of each layer in the log at every step. "cost" is
-the share of a step that its own random numbers, the looks at the loss and at signals, and the seeds of the
-augmentation take, in CPU time of the process.
+"memory" trains a classifier of 8x8 images, with the penalty of each layer in the log at every 5th step.
+"cost" is the share of a step that its own random numbers, the looks at the loss and at signals, and
+the seeds of the augmentation take, in CPU time of the process.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def memory(steps, folder, period=PERIOD):
     register_labelled_images("tiny_train", lambda: images, ["even", "odd"])
     options = (
         "MODEL.ISONET.DEPTH 8 MODEL.CLASSIFIER.NUM_CLASSES 2 DATASETS.TRAIN ('tiny_train',) "
-        "SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.001 ISO.ORTHO.PERIOD 1 ISO.ORTHO.LOG_PERIOD 1"
+        "SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.001 ISO.ORTHO.PERIOD 5 ISO.ORTHO.LOG_PERIOD 5"
     )
     trainer, watch = trainer_of("risonet20_shapes_cls.yaml", steps, folder, options), Watch(period)
     trainer.register_hooks([watch])
