@@ -1,5 +1,6 @@
 """What every test shares: no network, no GPU unless it asks for one, a cache of its own, the real data."""
 
+import functools
 import importlib.util
 import logging
 import os
@@ -68,6 +69,15 @@ def real_data():
         return path
 
     return find
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """Detectron2's `launch` forks its processes: they need no imports, and know what the test has made."""
+    with pytest.MonkeyPatch.context() as patch:
+        start = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+        patch.setattr("torch.multiprocessing.start_processes", start)
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ come within a save. A training that was killed goes on in a new process, with --
 
 import argparse
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -69,16 +70,16 @@ def main(arguments):
         result = endure(options.training, options.kills, options.seed, Path(folder))
     print(json.dumps(result, indent=1))
     if options.output:
-        kept = json.loads(options.output.read_text()) if options.output.is_file() else {}
-        command = f"python -m tests.kills {' '.join(sys.argv[1:])}"
-        kept[options.training] = result | {
-            "command": command,
-            **git_state(ROOT),
-            "versions": versions(),
-            "hardware": hardware("cpu", 1),
-        }
-        write_atomically(options.output, json.dumps(kept, indent=1) + "\n")
+        keep(options.output, options.training, result, f"python -m tests.kills {' '.join(sys.argv[1:])}")
     return int(result["equal"] < result["finished"])
+
+
+def keep(file, name, result, command):
+    """Add a result to a json file, with where it comes from."""
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    origin = {**git_state(ROOT), "versions": versions(), "hardware": hardware("cpu", 1)}
+    kept[name] = result | {"command": command, **origin, "date": f"{datetime.date.today()}"}
+    write_atomically(file, json.dumps(kept, indent=1) + "\n")
 
 
 def endure(training, kills, seed, folder):
@@ -88,19 +89,19 @@ def endure(training, kills, seed, folder):
         dict: the number of kills, of those within a save, of finished runs, and of those equal bit by bit.
     """
     start = time.monotonic()
-    _wait(_start(training, folder / "undisturbed"))
+    wait_for(start(folder / "undisturbed", train, training))
     seconds = time.monotonic() - start
     wanted = digest(folder / "undisturbed")
     chance, counts = random.Random(seed), {"kills": 0, "within a save": 0, "finished": 0, "equal": 0}
     while counts["kills"] < kills:
         output = folder / f"run{counts['finished']}"
         while not (output / "model_final.pth").is_file():
-            process = _start(training, output)
+            process = start(output, train, training)
             if counts["kills"] < kills and not _ends_within(process, chance.uniform(0, 0.8 * seconds)):
                 os.killpg(process, signal.SIGKILL)
                 counts["kills"] += 1
                 counts["within a save"] += bool(list(output.glob(".*.unfinished")))
-            _wait(process)
+            wait_for(process)
         counts["finished"] += 1
         counts["equal"] += digest(output) == wanted
     return counts
@@ -114,7 +115,7 @@ def digest(output):
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def train(training, output):
+def train(output, training):
     """The training in this process, or in processes of its own."""
     config, options, processes = TRAININGS[training]
     cfg = load_config(CONFIGS / config, [*options.split(), *SAVES.split(), "OUTPUT_DIR", str(output)])
@@ -145,8 +146,11 @@ def train_by(cfg):
     comm.synchronize()
 
 
-def _start(training, output):
-    """The number of a new process group that trains. It is forked, which saves the imports."""
+def start(output, function, *arguments):
+    """The number of a new process group that calls function(output, ...); forked, which saves the imports.
+
+    What it writes is in log.txt in the folder `output`.
+    """
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -160,7 +164,7 @@ def _start(training, output):
         log = os.open(output / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        train(training, output)
+        function(output, *arguments)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -178,7 +182,8 @@ def _ends_within(process, seconds):
     return False
 
 
-def _wait(process):
+def wait_for(process):
+    """Wait for the end of a process; RuntimeError if it failed by itself."""
     _, status = os.waitpid(process, 0)
     if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
         raise RuntimeError("a training failed by itself; see log.txt in its folder")

@@ -2,7 +2,8 @@
 
 iso-d2 train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
 
-Without CUDA it runs on the CPU, with --num-gpus N in N processes.
+Without CUDA it runs on the CPU, with --num-gpus N in N processes. torchrun or SLURM's srun may start the
+processes instead (torchrun --nproc-per-node N tools/train_net.py ...); --num-gpus does not count then.
 """
 
 import torch
@@ -11,7 +12,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..engine import Trainer
-from ..engine.setup import setup
+from ..engine.setup import join_processes, setup
 
 
 def parse_args(argv):
@@ -20,6 +21,9 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
+    if join_processes():
+        train(args)
+        return
     if args.num_gpus > 1 and not torch.cuda.is_available():
         print(f"No CUDA device here: running {args.num_gpus} processes on the CPU")
     launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))

@@ -18,21 +18,28 @@ from ..randomness import derived_seed
 from .labels import LabelRange
 from .loader import images_of_one_process, shared_seed
 
+# (r, P): the images of process r of P
+_ALONE = (0, 1)
 
-def flip_at_random(images, generator):
-    """Mirror each image of (B, C, H, W) left to right with probability 1/2."""
-    number, device = len(images), images.device
-    mirrored = torch.rand(number, generator=generator, device=device) < 0.5
+
+def flip_at_random(images, generator, share=_ALONE):
+    """Mirror each image of (B, C, H, W) left to right with probability 1/2; `share` is `crop_at_random`'s."""
+    (rank, world_size), number, device = share, len(images), images.device
+    mirrored = torch.rand(number * world_size, generator=generator, device=device)[rank::world_size] < 0.5
     # Whole images are copied four times as fast on the CPU as pixels are chosen by torch.where.
     both = torch.cat([images, images.flip(-1)])
     return both.index_select(0, torch.arange(number, device=device) + number * mirrored)
 
 
-def crop_at_random(images, padding, generator):
-    """Pad each image of (B, C, H, W) with zeros and cut one of its (2 padding + 1)^2 windows out."""
+def crop_at_random(images, padding, generator, share=_ALONE):
+    """Pad each image of (B, C, H, W) with zeros and cut one of its (2 padding + 1)^2 windows out.
+
+    With `share` (r, P) they are r, r + P, r + 2 P, ... of P B images, and what is drawn for these is theirs.
+    """
     number, channels, height, width = images.shape
-    device = images.device
-    top, left = torch.randint(2 * padding + 1, (2, number, 1, 1), generator=generator, device=device)
+    (rank, world_size), device = share, images.device
+    drawn = torch.randint(2 * padding + 1, (2, number * world_size, 1, 1), generator=generator, device=device)
+    top, left = drawn[:, rank::world_size]
     planes = torch.arange(number * channels, device=device).view(number, channels, 1)
     rows = planes * (height + 2 * padding) + top + torch.arange(height, device=device)  # (B, C, H)
     starts = rows * (width + 2 * padding) + left
@@ -45,7 +52,7 @@ class TrainingBatches:
     """Endless training batches, shuffled anew in each pass over the data and augmented.
 
     All processes go through the stream of Detectron2's TrainingSampler, and each takes its share of every
-    batch: no image comes twice in a pass.
+    batch: no image comes twice in a pass, and together they see what one process alone would.
 
     Args:
         images (Tensor): uint8, (N, 3, H, W), on the device where the batches are wanted.
@@ -82,15 +89,15 @@ class TrainingBatches:
         self.start = step
 
     def __iter__(self):
-        augmentation = torch.Generator(self.images.device)
+        augmentation, share = torch.Generator(self.images.device), (self.rank, self.world_size)
         for step, indices in itertools.islice(enumerate(self._indices()), self.start, None):
-            # each step and each process flips and crops in its own way
-            augmentation.manual_seed(derived_seed(self.seed, self.rank, step))
+            # each step flips and crops in its own way
+            augmentation.manual_seed(derived_seed(self.seed, 0, step))
             images = self.images.index_select(0, indices)
             if self.crop_padding:
-                images = crop_at_random(images, self.crop_padding, augmentation)
+                images = crop_at_random(images, self.crop_padding, augmentation, share)
             if self.flip:
-                images = flip_at_random(images, augmentation)
+                images = flip_at_random(images, augmentation, share)
             yield {"images": images, "labels": self.labels[indices]}
 
     def _indices(self):

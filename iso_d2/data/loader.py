@@ -7,7 +7,9 @@ its stream cannot be continued after an interruption.
 """
 
 import itertools
+import os
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -26,18 +28,21 @@ class TrainingLoader(DataLoader):
     """Batches (list[dict]) of mapped dataset dicts for one process, from any step on.
 
     The augmentation of an image depends on the seed and on its position in the stream, so on (seed, epoch,
-    index), whichever worker or process maps it.
+    index), whichever worker or process maps it. All processes together see in each step what one alone would.
 
     Args:
         records (list[dict]): in Detectron2's format.
-        sampler (torch.utils.data.Sampler): of this process, endless and the same each time it is iterated.
+        sampler (torch.utils.data.Sampler): of all processes, endless and the same each time it is iterated.
         mapper (callable): dict -> dict, or None for an image that cannot be read; another one is drawn then.
-        batch_size (int): images a step in this process.
+        batch_size (int): images a step over all processes.
         seed (int): of the augmentation.
         by_aspect_ratio (bool): a batch holds either wide or upright images, if all records have ``height``
             and ``width``.
         num_workers (int): processes that map the images.
         rank, world_size (int): which process this is, of how many.
+
+    Raises:
+        ValueError: the batch cannot be divided among the processes.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class TrainingLoader(DataLoader):
         rank=0,
         world_size=1,
     ):
+        images_of_one_process(batch_size, world_size)
         # a mapper may find sizes that the records do not have, but only when it is too late
         by_aspect_ratio = by_aspect_ratio and all("width" in r and "height" in r for r in records)
         upright = [by_aspect_ratio and r["width"] <= r["height"] for r in records]
@@ -71,7 +77,7 @@ class TrainingLoader(DataLoader):
 
 
 class _Batches(Sampler):
-    """Endless batches of (position in the stream of all processes, index)."""
+    """Endless batches of (position in the stream, index), of each the part of one process."""
 
     def __init__(self, sampler, batch_size, upright, rank, world_size):
         self.sampler, self.batch_size, self.upright = sampler, batch_size, upright
@@ -83,11 +89,11 @@ class _Batches(Sampler):
 
     def _from_the_first(self):
         groups = [], []
-        for position, index in zip(itertools.count(self.rank, self.world_size), self.sampler, strict=False):
+        for position, index in enumerate(self.sampler):
             group = groups[self.upright[index]]
             group.append((position, index))
             if len(group) == self.batch_size:
-                yield group.copy()
+                yield group[self.rank :: self.world_size]
                 group.clear()
 
 
@@ -109,8 +115,16 @@ class _Mapped(Dataset):
 
 def _leave_signals_to_the_trainer(_):
     """A signal to the whole group of processes must not end a worker while the trainer saves."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and cannot tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer():
+    # a trainer that fails sends its workers SIGTERM and waits for their end
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def build_training_loader(cfg, mapper):
@@ -124,16 +138,18 @@ def build_training_loader(cfg, mapper):
         ValueError: SOLVER.IMS_PER_BATCH cannot be divided among the processes.
     """
     seed, world_size = shared_seed(cfg), comm.get_world_size()
-    batch_size = images_of_one_process(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    images_of_one_process(cfg.SOLVER.IMS_PER_BATCH, world_size)
     with seeded(seed):  # samplers draw their seeds
         parts = _train_loader_from_config(cfg, mapper=mapper)
     if not isinstance(parts["dataset"], list):  # a data set of one's own, which may be endless
         return build_detection_train_loader(**parts)
+    # each of Detectron2's samplers would leave out what other processes take, before images are grouped
+    parts["sampler"]._rank, parts["sampler"]._world_size = 0, 1
     return TrainingLoader(
         parts["dataset"],
         parts["sampler"],
         mapper,
-        batch_size,
+        parts["total_batch_size"],
         seed,
         parts["aspect_ratio_grouping"],
         parts["num_workers"],

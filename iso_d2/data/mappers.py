@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.config import configurable
-from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import DatasetMapper, detection_utils, transforms
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 from detectron2.utils.logger import log_first_n
 from PIL import Image
@@ -104,7 +104,9 @@ class AlbumentationsMapper:
             ValueError: a segmentation is needed and missing, or it has another size than the image.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        targets = self._read(dataset_dict)
+        # colour transforms see RGB
+        read_format = "RGB" if self.image_format == "BGR" else self.image_format
+        targets = _read(dataset_dict, read_format, self.skip_broken, self.label_range)
         if targets is None:
             return None
         annotations = dataset_dict.pop("annotations", None)
@@ -130,34 +132,6 @@ class AlbumentationsMapper:
             )
         return dataset_dict
 
-    def _read(self, dataset_dict):
-        read_format = "RGB" if self.image_format == "BGR" else self.image_format
-        if "image_array" in dataset_dict:
-            pixels = dataset_dict.pop("image_array").transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-            image = Image.fromarray(np.ascontiguousarray(pixels))
-            targets = {"image": detection_utils.convert_PIL_to_numpy(image, read_format)}
-            if "sem_seg_array" in dataset_dict:
-                targets["mask"] = dataset_dict.pop("sem_seg_array")
-            return targets
-        file_name = dataset_dict["file_name"]
-        label_file = dataset_dict.pop("sem_seg_file_name", None)
-        try:
-            targets = {"image": read_image(file_name, read_format)}
-            if label_file is not None:
-                targets["mask"] = read_label_image(label_file)
-        except BrokenImageError as error:
-            if not self.skip_broken:
-                raise
-            return _skip(error)
-        detection_utils.check_image_size(dataset_dict, targets["image"])
-        if label_file is not None:
-            size, image_size = targets["mask"].shape, targets["image"].shape[:2]
-            if size != image_size:
-                raise ValueError(f"{label_file} is of size {size}, its image {file_name} of {image_size}")
-            if self.label_range is not None:
-                self.label_range.check(targets["mask"], label_file)
-        return targets
-
     def _to_tensor(self, image):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise ValueError(
@@ -171,7 +145,7 @@ class AlbumentationsMapper:
 
 
 class CheckedDatasetMapper(DatasetMapper):
-    """Detectron2's own mapper (INPUT.MIN_SIZE_TRAIN etc.) with the errors of AlbumentationsMapper.
+    """Detectron2's own mapper (INPUT.MIN_SIZE_TRAIN etc.) with the reading and the errors of the other one.
 
     Args:
         cfg (CfgNode): as Detectron2's mapper takes it; INPUT.SKIP_BROKEN counts in training.
@@ -184,24 +158,54 @@ class CheckedDatasetMapper(DatasetMapper):
         self.label_range = LabelRange.from_config(cfg) if is_train else None
 
     def __call__(self, dataset_dict):
-        file_name = dataset_dict["file_name"]
+        dataset_dict = copy.deepcopy(dataset_dict)
         if self.is_train and self.use_instance_mask:
             for annotation in dataset_dict.get("annotations", []):
-                _check_segmentation(annotation, file_name)
-        try:
-            mapped = super().__call__(dataset_dict)
-        except Exception:
-            # Whatever it was: if the file cannot be read a second time either, say which.
-            try:
-                read_image(file_name, "RGB")
-            except BrokenImageError as error:
-                if not self.skip_broken:
-                    raise
-                return _skip(error)
+                _check_segmentation(annotation, dataset_dict["file_name"])
+        targets = _read(dataset_dict, self.image_format, self.skip_broken, self.label_range)
+        if targets is None:
+            return None
+        mapped = transforms.AugInput(targets["image"], sem_seg=targets.get("mask"))
+        applied, size = self.augmentations(mapped), mapped.image.shape[:2]
+        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(mapped.image.transpose(2, 0, 1)))
+        if mapped.sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.as_tensor(mapped.sem_seg.astype("int64"))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(dataset_dict, size, applied, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        if "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, applied, size)
+        return dataset_dict
+
+
+def _read(dataset_dict, image_format, skip_broken, label_range):
+    """dict of ``image`` and ``mask``, if any, as arrays; None: skipped as broken."""
+    if "image_array" in dataset_dict:
+        pixels = dataset_dict.pop("image_array").transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        targets = {"image": detection_utils.convert_PIL_to_numpy(image, image_format)}
+        if "sem_seg_array" in dataset_dict:
+            targets["mask"] = dataset_dict.pop("sem_seg_array")
+        return targets
+    file_name = dataset_dict["file_name"]
+    label_file = dataset_dict.pop("sem_seg_file_name", None)
+    try:
+        targets = {"image": read_image(file_name, image_format)}
+        if label_file is not None:
+            targets["mask"] = read_label_image(label_file)
+    except BrokenImageError as error:
+        if not skip_broken:
             raise
-        if self.label_range is not None and "sem_seg" in mapped:
-            self.label_range.check(mapped["sem_seg"].numpy(), dataset_dict["sem_seg_file_name"])
-        return mapped
+        return _skip(error)
+    detection_utils.check_image_size(dataset_dict, targets["image"])
+    if label_file is not None:
+        size, image_size = targets["mask"].shape, targets["image"].shape[:2]
+        if size != image_size:
+            raise ValueError(f"{label_file} is of size {size}, its image {file_name} of {image_size}")
+        if label_range is not None:
+            label_range.check(targets["mask"], label_file)
+    return targets
 
 
 def _skip(error):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -141,6 +142,39 @@ def setup(args):
     if cfg.MODEL.META_ARCHITECTURE in ONE_SIZE and not args.eval_only:
         torch.backends.cudnn.benchmark = True
     return cfg
+
+
+def join_processes():
+    """Join the processes that torchrun or SLURM's srun has started, as Detectron2's ``launch`` joins its own.
+
+    torchrun sets what is read: LOCAL_RANK, RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    srun sets SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS and SLURM_NNODES; they count if MASTER_ADDR, the host
+    of process 0, and MASTER_PORT are set beside them.
+
+    Returns:
+        bool: whether this is one of several such processes. If not, nothing is done.
+    """
+    env = os.environ
+    if "LOCAL_RANK" in env:
+        names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+    elif "SLURM_PROCID" in env and "MASTER_ADDR" in env:
+        names = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"
+    else:
+        return False
+    rank, local_rank, world_size = (int(env[name]) for name in names)
+    if world_size == 1:
+        return False
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        # srun may show each process its own GPU alone
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT
+    )
+    on_this_machine = env.get("LOCAL_WORLD_SIZE") or world_size // int(env["SLURM_NNODES"])
+    comm.create_local_process_group(int(on_this_machine))
+    comm.synchronize()
+    return True
 
 
 def _merge_file(cfg, file):

@@ -77,7 +77,7 @@ class Trainer(DefaultTrainer):
 
         on_gpu = next(model.parameters()).is_cuda
         model = create_ddp_model(
-            model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None
+            model, broadcast_buffers=False, device_ids=[torch.cuda.current_device()] if on_gpu else None
         )
         self._trainer = make_inner_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

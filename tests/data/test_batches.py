@@ -128,11 +128,18 @@ def test_augmentation_follows_its_options():
         assert (not torch.equal(batch["images"], images[batch["labels"]])) == changed
 
 
-def test_processes_augment_differently():
-    images = data(1)[0].expand(64, -1, -1, -1)
-    options = {"batch_size": 128, "seed": 3, "world_size": 2}
-    first, second = (next(iter(TrainingBatches(images, torch.arange(64), rank=r, **options))) for r in (0, 1))
-    assert not torch.equal(first["images"], second["images"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_together_see_what_one_alone_does(world_size):
+    images, numbers = data(30)
+    options = {"batch_size": 8, "seed": 3, "crop_padding": 1}
+    alone = TrainingBatches(images, numbers, **options)
+    parts = [
+        TrainingBatches(images, numbers, **options, rank=r, world_size=world_size) for r in range(world_size)
+    ]
+    for whole, *shares in itertools.islice(zip(alone, *parts, strict=True), 9):
+        for key, wanted in whole.items():
+            together = torch.stack([share[key] for share in shares], dim=1).flatten(0, 1)
+            assert torch.equal(together, wanted)
 
 
 def test_batches_that_cannot_be_divided():

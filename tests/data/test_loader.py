@@ -1,9 +1,11 @@
 """Batches that can start at any step: dataset dicts and images in memory."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -27,17 +29,9 @@ def records(n=7, broken=()):
     return [{"i": i, "height": h, "width": w, "broken": i in broken} for i, (h, w) in enumerate(sizes)]
 
 
-class Share(TrainingSampler):
-    """The sampler of one of several processes, in a single one."""
-
-    def __init__(self, size, rank, world_size):
-        super().__init__(size, seed=5)
-        self._rank, self._world_size = rank, world_size
-
-
 def loader(n=7, batch_size=2, rank=0, world_size=1, broken=(), **options):
     dicts = records(n, broken)
-    sampler = Share(n, rank, world_size)
+    sampler = TrainingSampler(n, seed=5)
     return TrainingLoader(dicts, sampler, mapper, batch_size, 3, rank=rank, world_size=world_size, **options)
 
 
@@ -59,9 +53,23 @@ def test_any_step_whatever_the_workers(grouped, workers):
 def test_an_epoch_is_a_permutation_over_two_processes_too():
     alone = [image["i"] for batch in take(loader(), 7) for image in batch]
     assert sorted(alone[:7]) == sorted(alone[7:]) == list(range(7))
-    halves = [take(loader(batch_size=1, rank=rank, world_size=2), 7) for rank in (0, 1)]
+    halves = [take(loader(rank=rank, world_size=2), 7) for rank in (0, 1)]
     together = [image for pair in zip(*halves, strict=True) for batch in pair for image in batch]
     assert together == [image for batch in take(loader(), 7) for image in batch]
+
+
+@pytest.mark.parametrize("broken", [(), (2, 4)])
+def test_processes_together_see_in_each_step_what_one_alone_does(broken):
+    options = {"batch_size": 4, "by_aspect_ratio": True, "broken": broken}
+    parts = [take(loader(rank=rank, world_size=2, **options), 9) for rank in (0, 1)]
+    together = [[*pair[0], *pair[1]] for pair in zip(*parts, strict=True)]
+    for found, wanted in zip(together, take(loader(**options), 9), strict=True):
+        assert sorted(image["drawn"] for image in found) == sorted(image["drawn"] for image in wanted)
+
+
+def test_the_batch_of_several_processes_divides():
+    with pytest.raises(ValueError, match="multiple of the number of processes, 2, got 3"):
+        loader(batch_size=3, world_size=2)
 
 
 def test_groups_are_wide_or_upright():
@@ -74,7 +82,7 @@ def test_groups_are_wide_or_upright():
 
 def test_records_without_sizes_are_not_grouped():
     dicts = [{"i": i} for i in range(4)]
-    batches = TrainingLoader(dicts, Share(4, 0, 1), mapper, 4, 3, by_aspect_ratio=True)
+    batches = TrainingLoader(dicts, TrainingSampler(4, seed=5), mapper, 4, 3, by_aspect_ratio=True)
     assert sorted(image["i"] for image in next(iter(batches))) == [0, 1, 2, 3]
 
 
@@ -120,5 +128,29 @@ def test_batches_in_memory_from_any_step(rank, world_size):
 def test_a_signal_to_the_workers_does_not_end_them():
     batches = iter(loader(num_workers=1))
     first = next(batches)
-    os.kill(batches._workers[0].pid, signal.SIGTERM)
+    # of another process; that of the trainer does end them
+    subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)
     assert [first, *take(batches, 8)] == take(loader(), 9)
+
+
+def fail():
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    raise RuntimeError("the iterator stays in this traceback")
+
+
+def test_a_trainer_that_fails_does_not_wait_for_its_workers():
+    process = multiprocessing.get_context("fork").Process(target=fail)
+    process.start()
+    process.join(15)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive
+
+
+def test_a_killed_worker_is_reported():
+    batches = iter(loader(num_workers=1))
+    next(batches)
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*killed by signal: Killed|exited unexp"):
+        take(batches, 99)

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.data.detection_utils import SizeMismatchError
 from mapping import STRETCH, config, mapper
 from PIL import Image
@@ -71,6 +71,39 @@ def test_detectron2s_mapper_names_or_skips_broken_images_too(record, skip, caplo
     with pytest.raises(SizeMismatchError):
         CheckedDatasetMapper(cfg, is_train=True)({**record, "width": 120})
     assert CheckedDatasetMapper(cfg, is_train=True)(record)["instances"].has("gt_boxes")
+
+
+@pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
+def test_detectron2s_mapper_refuses_a_damaged_png(record, key):
+    with open(record[key], "r+b") as file:
+        file.seek(-20, 2)  # in the checksum of the pixels, which Detectron2's own reader takes as they come
+        file.write(b"xxxx")
+    with pytest.raises(BrokenImageError, match=rf"cannot read the image {record[key]}"):
+        CheckedDatasetMapper(config(), is_train=True)(record)
+
+
+def test_detectron2s_mapper_scales_16_bits(record):
+    Image.fromarray(np.full((50, 100), 1000, np.uint16)).save(record["file_name"])
+    image = CheckedDatasetMapper(config(), is_train=False)(record)["image"]
+    assert image.unique().tolist() == [(1000 + 128) // 257]
+
+
+def test_detectron2s_mapper_is_detectron2s(record):
+    cfg = config()
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = "none", (80,)
+    cfg.MODEL.MASK_ON = True
+    for is_train in (True, False):
+        found, wanted = (
+            kind(cfg, is_train=is_train)(record) for kind in (CheckedDatasetMapper, DatasetMapper)
+        )
+        assert found.keys() == wanted.keys()
+        for key in ("image", "sem_seg"):
+            assert found[key].equal(wanted[key])
+        if is_train:
+            fields = found["instances"].get_fields()
+            assert fields.keys() == wanted["instances"].get_fields().keys()
+            assert fields["gt_boxes"].tensor.equal(wanted["instances"].gt_boxes.tensor)
+            assert fields["gt_classes"].equal(wanted["instances"].gt_classes)
 
 
 def test_mask_of_another_size(record):

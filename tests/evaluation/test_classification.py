@@ -57,7 +57,7 @@ def test_figures_and_files(form, tmp_path):
         assert picture.size == (800, 700)
 
 
-def test_two_processes_count_every_sample_once(tmp_path):
+def test_two_processes_count_every_sample_once(tmp_path, forked):
     launch(
         classification_toys.evaluate_in_one_process,
         num_gpus_per_machine=2,

@@ -209,7 +209,7 @@ def test_which_patients_are_drawn(length, number, positions):
     assert spread_out(length, number) == positions
 
 
-def test_two_processes_count_every_slice_once(tmp_path):
+def test_two_processes_count_every_slice_once(tmp_path, forked):
     scored_slices.samples(tmp_path)
     launch(
         scored_slices.evaluate_in_one_process,
