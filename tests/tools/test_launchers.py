@@ -26,7 +26,7 @@ def data(toy_data, forked, usual_handlers):
 
 @pytest.fixture
 def run(load_tool):
-    return load_tool("train_net").run
+    return load_tool("train_net").main
 
 
 def directly(run):
