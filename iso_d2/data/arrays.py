@@ -108,7 +108,7 @@ class SegmentedImages:
                 for key in ("file_name", "mask_file_name"):
                     record[key] = str(root / record[key])
             return cls(images, labels, records)
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        except Exception as error:  # by damage, up to tokenize.TokenError of a header
             raise ValueError(f"cannot read {folder} ({error}). Remove it: it is then made again.") from error
 
 

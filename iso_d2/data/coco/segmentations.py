@@ -50,6 +50,9 @@ def _fault_of_polygons(polygons, height, width):
     ys = [y for polygon in polygons for y in polygon[1::2]]
     if xs and ys and (max(xs) <= 0 or max(ys) <= 0 or min(xs) >= width or min(ys) >= height):
         return f"polygons within the {width}x{height} image"
+    # pycocotools walks along every edge
+    if any(abs(x) > 10 * width for x in xs) or any(abs(y) > 10 * height for y in ys):
+        return f"polygons near the {width}x{height} image"
     return ""
 
 

@@ -62,6 +62,8 @@ def test_huge_sizes():
         ([1, 2], "polygons that are lists of numbers"),
         ([[41, 1, 49, 1, 49, 9]], "polygons within the 40x30 image"),
         ([[1, -9, 9, -1, 9, -3]], "polygons within the 40x30 image"),
+        ([[1, 1, 2**63, 1, 9, 9]], "polygons near the 40x30 image"),
+        ([[1, 1, 9, -1e9, 9, 9]], "polygons near the 40x30 image"),
         (7, "a list of polygons, or RLE with size and counts"),
         ({"size": [30, 40]}, "a list of polygons, or RLE with size and counts"),
     ],
