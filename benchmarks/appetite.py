@@ -22,7 +22,7 @@ from .report import Table
 from .timing import quartiles
 
 # Photographs as COCO has them: pixels, and a quality that gives about its 150 kB
-WIDTH, HEIGHT, QUALITY = 640, 480, 90
+WIDTH, HEIGHT, QUALITY = 640, 480, 85
 PHOTOGRAPHS = 16
 LEAST_ROUNDS = 5
 
