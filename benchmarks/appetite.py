@@ -132,4 +132,5 @@ def _measure_feed(feed, records, options, limit):
         "launches of a batch's augmentation": launches(make) if whole else None,
         "images / s of a GPU, estimated": taken,
         "cores": taken / given["median"],
+        "precision": "bf16",
     }

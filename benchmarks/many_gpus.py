@@ -96,6 +96,7 @@ def _estimated(net, layers, options):
                 "step, ms": 1000 * step_seconds,
                 "penalty over step": penalty / step_seconds,
                 "images / s": BATCH * gpus / step_seconds,
+                "precision": "bf16, penalty float32",
             }
         )
     title = f"Training step, {BATCH} images of each {H100.name}, bf16, penalty in float32: estimated"
