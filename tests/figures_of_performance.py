@@ -31,8 +31,19 @@ WIDTHS = bench(
 PROCESSES = bench("scaling", 4, (0, "ms"), (1, "ms"))
 DETECTORS = ["R-ISONet-50", "R-ISONet-50, penalty at every step", "ResNet-50, batch norm"]
 DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
+STEP = ("forward and backward, ms", "penalty, ms", "all-reduce, ms", "penalty over step")
 
 PERFORMANCE = [
+    ("the slowest process has # of the work", bench("many_gpus", 0, (3, "largest share"))),
+    (
+        "# ms alone, # ms in the slower of two, # ms in the",
+        bench("many_gpus", 2, *((r, "slowest, ms") for r in range(3))),
+    ),
+    ("which are # and # of what", bench("many_gpus", 2, (1, "slowest over all"), (2, "slowest over all"))),
+    *(
+        (f"| {gpus} | # | # | # | # |", bench("many_gpus", 1, *((row, column) for column in STEP)))
+        for row, gpus in enumerate((1, 8, 64, 512))
+    ),
     ("# launches, # in the paper's form", bench("launches", 0, (1, "launches"), LAUNCHES)),
     ("take #, those of ResNet-50 with batch norm #", bench("launches", 1, LAUNCHES, (1, "launches"))),
     ("takes #, with Detectron2's clipping #", bench("launches", 2, (1, "launches"), (1, "Detectron2's"))),
