@@ -31,9 +31,22 @@ WIDTHS = bench(
 PROCESSES = bench("scaling", 4, (0, "ms"), (1, "ms"))
 DETECTORS = ["R-ISONet-50", "R-ISONet-50, penalty at every step", "ResNet-50, batch norm"]
 DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
+FED, FEED = "images / s of a core", ("batch", "1e9 multiply-adds an image", "MB an image", "launches a step")
+FEED += ("images / s of a GPU, estimated", "cores")
 STEP = ("forward and backward, ms", "penalty, ms", "all-reduce, ms", "penalty over step")
 
 PERFORMANCE = [
+    *(
+        (
+            f"| {row['data']} | # | {row['config']}, # | # | # | # | # | # |",
+            [row[FED]["median"], *(row[column] for column in FEED)],
+        )
+        for row in BENCHMARK["appetite"]["tables"][0]["rows"]
+    ),
+    (
+        "in # launches with the flip and # with the crop",
+        bench("appetite", 0, *((row, "launches of a batch's augmentation") for row in (5, 6))),
+    ),
     ("the slowest process has # of the work", bench("many_gpus", 0, (3, "largest share"))),
     (
         "# ms alone, # ms in the slower of two, # ms in the",

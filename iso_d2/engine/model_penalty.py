@@ -51,9 +51,9 @@ class ModelPenalty:
 
     Under DistributedDataParallel each of P processes takes a share of the layers, of about the same cost,
     with P times the coefficient. Gradients are averaged there, and their mean is that of the whole penalty;
-    so its cost falls with P. (With "spectral" as far as the power iteration has converged.) An optimizer whose
-    state is divided, ``ZeroRedundancyOptimizer``, changes nothing. Under FSDP every process computes the whole
-    penalty, after a forward pass that leaves the weights whole.
+    so its cost falls with P. (With "spectral" as far as the power iteration has converged.) An optimizer
+    whose state is divided, ``ZeroRedundancyOptimizer``, changes nothing. Under FSDP every process computes
+    the whole penalty, after a forward pass that leaves the weights whole.
 
     Args:
         model (nn.Module): the model, wrapped for data-parallel training or not.
@@ -165,15 +165,15 @@ def _left_out_by_the_paper(conv):
 
 
 def _check_whole(convs):
-    """FSDP leaves a DTensor, a part in one dimension, or a tensor whose memory is gone, reading which crashes."""
+    # FSDP leaves a DTensor, a part in one dimension, or a tensor without memory, which crashes when it is read
     for name, conv in convs.items():
         weight = conv.weight
         in_place = weight.dim() == 4 and weight.untyped_storage().nbytes() >= weight.nbytes
         if hasattr(weight, "full_tensor") or not in_place:
             raise ValueError(
-                f"the weight of {name} is sharded, but the orthogonality penalty needs whole weights. Wrap the "
-                "model in DistributedDataParallel, which also divides the penalty among the processes, or let "
-                "FSDP keep the weights whole after the forward pass: fully_shard with "
+                f"the weight of {name} is sharded, but the orthogonality penalty needs whole weights. Wrap "
+                "the model in DistributedDataParallel, which also divides the penalty among the processes, "
+                "or let FSDP keep the weights whole after the forward pass: fully_shard with "
                 "reshard_after_forward=False for every module, or FullyShardedDataParallel with "
                 "ShardingStrategy.SHARD_GRAD_OP. Compute the penalty after the forward pass."
             )
