@@ -165,7 +165,7 @@ def _left_out_by_the_paper(conv):
 
 
 def _check_whole(convs):
-    # FSDP leaves a DTensor, a part in one dimension, or a tensor without memory, which crashes when it is read
+    # FSDP leaves a DTensor, a part in one dimension, or a tensor without memory; reading that crashes
     for name, conv in convs.items():
         weight = conv.weight
         in_place = weight.dim() == 4 and weight.untyped_storage().nbytes() >= weight.nbytes
