@@ -47,10 +47,11 @@ PATHS = (
 
 def data_paths():
     """The paths whose data there are: list[DataPath]."""
-    return [path for line in PATHS for path in itertools.islice(filter(_is_there, line), 1)]
+    return [path for line in PATHS for path in itertools.islice(filter(is_there, line), 1)]
 
 
-def _is_there(path):
+def is_there(path):
+    """Whether the data set of a path is on this machine; the log says why not."""
     try:
         DatasetCatalog.get(path.dataset)
     except (OSError, ValueError) as error:

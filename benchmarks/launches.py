@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from iso_d2.engine import build_optimizer
 from iso_d2.engine.setup import load_config
@@ -29,18 +30,23 @@ class CountLaunches(TorchDispatchMode):
 
     Attributes:
         names (list[str]): of the operators, in order.
+        bytes (int): of the tensors that they were given and returned, as if none stayed in a cache.
     """
 
     def __init__(self):
         super().__init__()
         self.names = []
+        self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
         name = func.__name__.split(".")[0]
+        result = func(*args, **(kwargs or {}))
         if not is_view and not name.startswith(NO_KERNEL):
             self.names.append(name)
-        return func(*args, **(kwargs or {}))
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return result
 
 
 def launches(step):

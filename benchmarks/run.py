@@ -6,10 +6,12 @@ import time
 import torch
 
 from .activation import measure_activation
+from .appetite import measure_appetite
 from .data import measure_data
 from .inference import measure_inference
 from .launches import measure_launches
 from .machine import measure_machine
+from .many_gpus import measure_many_gpus
 from .memory import measure_memory
 from .options import tf32
 from .penalty import measure_penalty
@@ -29,10 +31,13 @@ PARTS = {
     "data": (measure_data, 2.5),
     "profile": (measure_profile, 1),
     "launches": (measure_launches, 0.1),
+    "appetite": (measure_appetite, 2),
+    "many_gpus": (measure_many_gpus, 1),
     "scaling": (measure_scaling, 8),
 }
-# What `all` means: the others have to be asked for.
-ALL = tuple(part for part in PARTS if part not in ("profile", "launches", "scaling"))
+# What `all` means: these have to be asked for.
+ON_REQUEST = ("profile", "launches", "appetite", "many_gpus", "scaling")
+ALL = tuple(part for part in PARTS if part not in ON_REQUEST)
 
 
 def run_benchmark(parts, options, seconds, output):

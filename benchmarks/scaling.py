@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,8 @@ def measure_share(options, file):
     """In each process: time the penalty's own work in a step, value and gradient of the layers it has there.
 
     The averaging of the gradients is left out: a step has it without the penalty as well. The file gets, as
-    json, ``seconds`` of the slowest process by round and ``layers`` (names) by process.
+    json, ``seconds`` of the slowest process by round, ``cpu`` (seconds of CPU time by round) and ``layers``
+    (names) by process.
     """
     torch.set_num_threads(1)
     model = PenaltyAlone(isonet(options))
@@ -171,17 +173,18 @@ def measure_share(options, file):
     step()  # unmeasured: it allocates
     # the layers of other processes have a gradient of 0
     own = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
-    times = []
+    times, cpu = [], []
     for _ in range(min(options.repeats, ROUNDS)):
         model.zero_grad(set_to_none=True)
         comm.synchronize()
-        start = clock()
+        start, used = clock(), time.process_time()
         step()
+        cpu.append(time.process_time() - used)
         times.append(clock() - start)
     slowest = [max(row) for row in zip(*comm.all_gather(times), strict=True)]
-    layers = comm.all_gather(own)
+    layers, cpu = comm.all_gather(own), comm.all_gather(cpu)
     if comm.is_main_process():
-        file.write_text(json.dumps({"seconds": slowest, "layers": layers}))
+        file.write_text(json.dumps({"seconds": slowest, "cpu": cpu, "layers": layers}))
     if comm.get_world_size() > 1:
         comm.synchronize()
         # some threads of torch's may still run, and an orderly end aborts then now and then

@@ -13,9 +13,14 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from iso_d2.config import add_iso_config
 from iso_d2.engine import OrthogonalityLossHook, Trainer
+from iso_d2.modeling import IsoBlock, ISONet
 
 HEIGHT, WIDTH = 32, 48
 BOX = [8, 8, 24, 24]
@@ -139,9 +144,10 @@ class Unused(nn.Module):
         return self.used(x)
 
 
-def penalised_training(model, hook):
+def penalised_training(model, hook, optimizer=None):
     """Two steps; each layer's name that the process writes or penalises, losses as gathered, weights."""
-    trainer = SimpleTrainer(model, toy_batches(), torch.optim.SGD(model.parameters(), lr=0.05))
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = SimpleTrainer(model, toy_batches(), optimizer)
     written = {}
 
     class Look(HookBase):
@@ -177,6 +183,64 @@ def penalise_in_one_process(folder, tensor_loss, unused):
     model = create_ddp_model(toy_with_random_weights(tensor_loss, unused), device_ids=None)
     result = penalised_training(model, OrthogonalityLossHook(0.1, log_period=1))
     torch.save(result, os.path.join(folder, f"penalised{comm.get_rank()}.pth"))
+
+
+def isometric_toy():
+    """ISONet-8 as a toy model. It has no residual scales, numbers without dimensions, which FSDP refuses."""
+    torch.manual_seed(0)
+    model = ToyModel(ISONet(8, residual=False, stem="cifar", out_features=["res4"]))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def train_sharded(folder):
+    """What each process does to train by each kind of sharding: its weights, or its error, by name."""
+    torch.set_num_threads(1)
+    mesh, cpu = init_device_mesh("cpu", (2,)), torch.device("cpu")
+
+    def sharded(reshard):
+        model = isometric_toy()
+        for module in (model.backbone.res2, model.backbone.res3, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
+        return model
+
+    def flat(strategy, **options):
+        policy = ModuleWrapPolicy({IsoBlock})
+        options = {"sharding_strategy": strategy, "device_id": cpu, **options}
+        return FullyShardedDataParallel(isometric_toy(), auto_wrap_policy=policy, **options)
+
+    def data_parallel():
+        return create_ddp_model(isometric_toy(), device_ids=None)
+
+    def weights(model):
+        if isinstance(model, FullyShardedDataParallel):
+            with FullyShardedDataParallel.summon_full_params(model):
+                return [p.clone() for p in model.parameters()]
+        return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
+
+    kinds = {
+        "DDP": data_parallel,
+        "ZeRO": data_parallel,
+        "fully_shard, whole": lambda: sharded(False),
+        "fully_shard": lambda: sharded(True),
+        "FSDP, whole": lambda: flat(ShardingStrategy.SHARD_GRAD_OP, use_orig_params=True),
+        "FSDP": lambda: flat(ShardingStrategy.FULL_SHARD),
+        "FSDP, original parameters": lambda: flat(ShardingStrategy.FULL_SHARD, use_orig_params=True),
+    }
+    found = {}
+    for name, make in kinds.items():
+        model, options = make(), {"lr": 0.05, "momentum": 0.9}
+        if name == "ZeRO":
+            optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, **options)
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), **options)
+        try:
+            penalised_training(model, OrthogonalityLossHook(0.01), optimizer)
+            found[name] = weights(model)
+        except ValueError as error:
+            found[name] = str(error)
+    torch.save(found, os.path.join(folder, f"sharded{comm.get_rank()}.pth"))
 
 
 def trained(folder, *opts, resume=True, hook=None):

@@ -7,19 +7,13 @@ the page, and each of its numbers must be its value, rounded to the digits that 
 import json
 import re
 import statistics
-from pathlib import Path
 
 import pytest
+from figures_of_performance import PERFORMANCE, ROOT, load
 
 from experiments.experiment import SCALES
 from experiments.record import read_records
 from experiments.verdicts import verdict_table
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def load(name):
-    return json.loads((ROOT / "results" / name).read_text())
 
 
 def records(experiment):
@@ -41,13 +35,6 @@ def over_seeds(experiment, data, metric, last=1):
     return [statistics.mean(values), statistics.stdev(values), len(values)]
 
 
-def bench(part, table, *cells):
-    """Figures of a table of results/benchmark_cpu.json at (row, column); of a distribution its median."""
-    rows = BENCHMARK[part]["tables"][table]["rows"]
-    values = [rows[row][column] for row, column in cells]
-    return [value["median"] if isinstance(value, dict) else value for value in values]
-
-
 def settings(runs, rows):
     """FIGURES of a table of settings: label -> the runs that it shows, separated by semicolons."""
     for label, numbers in rows.items():
@@ -56,11 +43,6 @@ def settings(runs, rows):
         yield f"| {label} | {hashes} | {hashes} |", values
 
 
-def floats(text):
-    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
-
-
-BENCHMARK = load("benchmark_cpu.json")["parts"] | load("gpu_counts.json")["parts"]
 CONDITIONING = load("signal_conditioning.json")
 TEN_EPOCHS, ISONET_FIRST, ISONET_SECOND = CONDITIONING["ten_epochs_left_behind"]
 SHAPES = load("signal_shapes.json")
@@ -106,15 +88,6 @@ def last_of_third_seed(metric, last):
     record = records("signal-lgg-isounet")[2]
     return statistics.mean(e["metrics"][metric] for e in record["evaluations"]["lgg_val"][-last:])
 
-
-PRODUCTS, FLOOR = "1e9 multiply-adds", "floor, ms"
-OURS, RATIO, SAVED, LAUNCHES = (0, "ms"), "ours over it", "saved, MiB", (0, "launches")
-WIDTHS = bench(
-    "scaling", 1, *((r, f"penalty, {form}, ms") for r in (0, 3) for form in ("paper's form", "iso_d2"))
-)
-PROCESSES = bench("scaling", 4, (0, "ms"), (1, "ms"))
-DETECTORS = ["R-ISONet-50", "R-ISONet-50, penalty at every step", "ResNet-50, batch norm"]
-DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
 
 FIGURES = {
     "README.md": [
@@ -220,45 +193,7 @@ FIGURES = {
             },
         ),
     ],
-    "docs/performance.md": [
-        ("# launches, # in the paper's form", bench("launches", 0, (1, "launches"), LAUNCHES)),
-        ("take #, those of ResNet-50 with batch norm #", bench("launches", 1, LAUNCHES, (1, "launches"))),
-        ("takes #, with Detectron2's clipping #", bench("launches", 2, (1, "launches"), (1, "Detectron2's"))),
-        ("| # ms | # ms in the paper's form |", bench("penalty", 0, (1, "ms"), (0, "ms"))),
-        ("# times as fast (`exact`: #) |", bench("penalty", 0, (1, "times as fast"), (2, "times as fast"))),
-        ("| # ms | # ms, ResNet-50 with batch norm | # |", bench("step", 0, OURS, (1, "ms"), (1, RATIO))),
-        ("| # ms | # ms, frozen batch norm | # | none", bench("step", 0, OURS, (2, "ms"), (2, RATIO))),
-        ("| # ms | # ms, group norm | # |", bench("step", 0, OURS, (3, "ms"), (3, RATIO))),
-        ("| # MiB | # MiB, batch norm | # |", bench("memory", 0, (0, SAVED), (1, SAVED), (0, "over BN"))),
-        ("# MiB for R-ISONet-50 at 4x3x224x224, # MiB for", bench("memory", 0, (0, SAVED), (1, SAVED))),
-        (
-            "| # ms | # ms, frozen batch norm | # | at most",
-            bench("inference", 0, OURS, (4, "ms"), (4, RATIO)),
-        ),
-        ("| # ms | # ms, batch norm folded", bench("inference", 0, OURS, (2, "ms"))),
-        ("folded into the convolutions | # |", bench("inference", 0, (2, RATIO))),
-        (
-            "any path | | the step | # % |",
-            [100 * max(bench("data", 0, *((row, "wait over step") for row in range(4))))],
-        ),
-        ("exponent of #, the paper's form #,", floats(BENCHMARK["scaling"]["tables"][1]["title"])[::-1]),
-        (
-            "# times as fast at 64 channels, # times at 512 (n = #)",
-            [WIDTHS[0] / WIDTHS[1], WIDTHS[2] / WIDTHS[3], *bench("scaling", 1, (0, "n"))],
-        ),
-        ("falls from # to # ms a step (#)", [*PROCESSES, PROCESSES[1] / PROCESSES[0]]),
-        (
-            "bound: # G multiply-adds at # G",
-            bench("machine", 1, (0, PRODUCTS)) + bench("machine", 0, (0, "measured")),
-        ),
-        ("take # ms. # ms were measured", bench("machine", 1, (0, FLOOR)) + bench("penalty", 0, (1, "ms"))),
-        ("take # G multiply-adds, or # ms at the rate", bench("machine", 1, (2, PRODUCTS), (2, FLOOR))),
-        ("matrix products. R-ISONet-50 takes # ms", bench("step", 0, OURS)),
-        ("# ms with SGD, # ms without the penalty (n = #)", bench("step", 1, OURS, (1, "ms"), (0, "n"))),
-        ("(n = #): | Faster R-CNN FPN", bench("step", 2, (1, "n"))),
-        ("the penalty is # % of the step", [100 * bench("step", 2, (1, "penalty's share"))[0]]),
-        *((f"| {network} | # |", bench("step", 2, (row, "ms"))) for row, network in enumerate(DETECTORS)),
-    ],
+    "docs/performance.md": PERFORMANCE,
 }
 
 

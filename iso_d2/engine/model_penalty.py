@@ -51,7 +51,9 @@ class ModelPenalty:
 
     Under DistributedDataParallel each of P processes takes a share of the layers, of about the same cost,
     with P times the coefficient. Gradients are averaged there, and their mean is that of the whole penalty;
-    so its cost falls with P. (With "spectral" as far as the power iteration has converged.)
+    so its cost falls with P. (With "spectral" as far as the power iteration has converged.) An optimizer
+    whose state is divided, ``ZeroRedundancyOptimizer``, changes nothing. Under FSDP every process computes
+    the whole penalty, after a forward pass that leaves the weights whole.
 
     Args:
         model (nn.Module): the model, wrapped for data-parallel training or not.
@@ -103,7 +105,11 @@ class ModelPenalty:
         Returns:
             tuple[Tensor, Tensor]: what this process adds to its loss, without dimensions; L of each of
             `convs`, without gamma.
+
+        Raises:
+            ValueError: a weight that FSDP has sharded.
         """
+        _check_whole(self.convs)
         if self._spectral is None:
             losses = orthogonality_losses(
                 self.convs.values(), self.mode, self.fraction, precision=self.precision
@@ -156,6 +162,21 @@ def _default_layers(model, convs):
 def _left_out_by_the_paper(conv):
     """7x7 kernels and 3-channel inputs, but not those with a gain, which start as isometries."""
     return getattr(conv, "gain", 1) == 1 and (conv.kernel_size == (7, 7) or conv.in_channels == 3)
+
+
+def _check_whole(convs):
+    # FSDP leaves a DTensor, a part in one dimension, or a tensor without memory; reading that crashes
+    for name, conv in convs.items():
+        weight = conv.weight
+        in_place = weight.dim() == 4 and weight.untyped_storage().nbytes() >= weight.nbytes
+        if hasattr(weight, "full_tensor") or not in_place:
+            raise ValueError(
+                f"the weight of {name} is sharded, but the orthogonality penalty needs whole weights. Wrap "
+                "the model in DistributedDataParallel, which also divides the penalty among the processes, "
+                "or let FSDP keep the weights whole after the forward pass: fully_shard with "
+                "reshard_after_forward=False for every module, or FullyShardedDataParallel with "
+                "ShardingStrategy.SHARD_GRAD_OP. Compute the penalty after the forward pass."
+            )
 
 
 def _share(convs, mode, process, processes):

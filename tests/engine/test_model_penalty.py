@@ -1,5 +1,7 @@
 """Which layers of a model are penalised, and the penalty divided among the processes of a training."""
 
+import re
+
 import engine_toys
 import pytest
 import torch
@@ -171,6 +173,19 @@ def test_two_processes_share_the_layers_and_train_as_one_does(tmp_path, tensor_l
     for name, value in alone["written"].items():
         if name == "loss_ortho" or name.startswith("ortho/"):
             assert first["written"][name] == pytest.approx(value, rel=1e-5)
+
+
+def test_penalty_of_sharded_weights_and_optimizers(tmp_path):
+    """Whole weights train as under DistributedDataParallel, sharded ones are refused."""
+    launch(engine_toys.train_sharded, 2, dist_url="auto", args=(str(tmp_path),))
+    found = torch.load(tmp_path / "sharded0.pth")
+    start = list(engine_toys.isometric_toy().parameters())
+    for name in ("ZeRO", "fully_shard, whole", "FSDP, whole"):
+        for value, wanted, before in zip(found[name], found["DDP"], start, strict=True):
+            change = (wanted - before).abs().max().item()
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-3 * change, msg=name)
+    for name in ("fully_shard", "FSDP", "FSDP, original parameters"):
+        assert re.search(r"weight of .*res2.* is sharded.*DistributedDataParallel", found[name]), name
 
 
 def test_shares_are_even_and_the_same_in_every_process():
