@@ -74,6 +74,11 @@ def test_commands_parse(page, load_tool, monkeypatch, tmp_path, capsys):
         if words[0] == "make":
             assert set(words[1:]) <= set(targets), words
             continue
+        if words[0] == "torchrun":
+            started = torchrun.parse_args(words[1:])
+            words = ["python", started.training_script, *started.training_script_args]
+        elif words[0] == "srun":
+            words = words[words.index("python") :]
         assert words[0] == "python" and re.fullmatch(r"tools/\w+\.py", words[1]), words
         try:
             check_tool(load_tool(Path(words[1]).stem), words[2:])
