@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_backbone
 from torch import nn
+from torch.distributed import run as torchrun
 from torch.nn import functional as F
 
 from iso_d2.config import add_iso_config
