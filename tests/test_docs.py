@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_backbone
 from PIL import Image
 from torch import nn
+from torch.distributed import run as torchrun
 from torch.nn import functional as F
 
 from iso_d2.commands import COMMANDS
@@ -81,6 +82,11 @@ def test_commands_parse(page, load_tool, monkeypatch, tmp_path, capsys):
         if words[0] == "pip":
             assert words[1] == "install", words
             continue
+        if words[0] == "torchrun":
+            started = torchrun.parse_args(words[1:])
+            words = ["python", started.training_script, *started.training_script_args]
+        elif words[0] == "srun":
+            words = words[words.index("python") :]
         try:
             check_tool(*tool_and_arguments(words, load_tool))
         except (AssertionError, KeyError, SystemExit, ValueError) as error:

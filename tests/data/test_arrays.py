@@ -62,7 +62,8 @@ def test_saved_and_loaded_again(tmp_path):
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "records.json"])
 def test_a_damaged_cache_is_named(tmp_path, name):
     make().save(tmp_path)
-    for content in (b"", b"[1", (tmp_path / name).read_bytes()[:-20]):
+    whole = (tmp_path / name).read_bytes()
+    for content in (b"", b"[1", whole[:-20], whole.replace(b"}", b"{")):  # the last: a dict that has no end
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"cannot read {tmp_path} \(.*\)\. Remove it: it is then made"):
             SegmentedImages.load(tmp_path, tmp_path)
