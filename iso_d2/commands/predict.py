@@ -6,6 +6,7 @@ together.
 
 iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
     --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+iso-d2 predict --exported model.onnx --input IMAGE_OR_FOLDER [...] --output DIR [--opts KEY VALUE ...]
 """
 
 import argparse
@@ -18,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
+from ..engine.exported import ExportedModel
 from ..engine.predictor import Predictor, class_metadata, coco_predictions
 from ..engine.setup import load_config
 from ..evaluation.masks import PredictedMasks, is_mask
@@ -28,7 +30,9 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the training")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", metavar="FILE", help="config of the training")
+    source.add_argument("--exported", metavar="FILE", help="a file of `iso-d2 export`, which has the config")
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
     )
@@ -82,9 +86,10 @@ def main(argv=None):
     files = find_images(args.input)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        cfg = load_config(args.config_file, args.opts)
-        predictor = Predictor(cfg)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+        exported = ExportedModel(args.exported) if args.exported else None
+        cfg = exported.config(args.opts) if exported else load_config(args.config_file, args.opts)
+        predictor = Predictor(cfg, exported)
+    except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     has_masks = cfg.MODEL.META_ARCHITECTURE in ("UNetSegmentor", "SemanticSegmentor")
     if args.threshold is None:

@@ -9,7 +9,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from ..data.lgg.preprocessing import Preprocessing
 from ..data.mappers import build_mapper
 from ..files import read_image
-from ..modeling import UNetSegmentor, fold_scales_
+from ..modeling import fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
 from .trainer import Trainer
@@ -24,21 +24,25 @@ class Predictor:
     are cropped to the head and resized in the same way, and the output is mapped back to the original image.
 
     Args:
-        cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
+        cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint, unless `model` is given.
+        model (ExportedModel or None): to run in place of the checkpoint's.
 
     Raises:
         ValueError: MODEL.WEIGHTS is empty, or does not fit the model.
         FileNotFoundError: there is no such checkpoint.
     """
 
-    def __init__(self, cfg):
-        if not cfg.MODEL.WEIGHTS:
+    def __init__(self, cfg, model=None):
+        if model is None and not cfg.MODEL.WEIGHTS:
             raise ValueError(
                 "MODEL.WEIGHTS is empty: name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
             )
-        self.model = Trainer.build_model(cfg).eval()
-        IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        fold_scales_(self.model)
+        self.model = model
+        if model is None:
+            self.model = Trainer.build_model(cfg).eval()
+            IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+            fold_scales_(self.model)
+        self.is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
         self.mapper = build_mapper(cfg, is_train=False)
         self.image_size = None
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -63,7 +67,7 @@ class Predictor:
             image = read_image(file_name, "RGB")
             record["image_array"], placement = Preprocessing(self.image_size)(image)
             original = {"height": image.shape[0], "width": image.shape[1], "placement": placement}
-            if isinstance(self.model, UNetSegmentor):  # which brings its output back by itself
+            if self.is_unet:  # which brings its output back by itself
                 record |= original
             else:
                 record |= {"height": self.image_size, "width": self.image_size}
