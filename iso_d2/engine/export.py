@@ -116,7 +116,7 @@ def _about(cfg, format, model):
             "channels": cfg.INPUT.FORMAT,
             "multiple_of": 2 ** len(model.unet.ups) if is_unet and format == "torch_export" else 1,
         },
-        "classes": class_metadata(cfg).get("thing_classes"),
+        "classes": None if is_unet else class_metadata(cfg).get("thing_classes"),
         "config": cfg.dump(),
     }
 
@@ -124,7 +124,7 @@ def _about(cfg, format, model):
 def _noise(about, batch, size):
     """Pixels for the input of a file."""
     shape = about["input"]["shape"]
-    side = max(64, about["input"]["multiple_of"])
+    side = max(32, about["input"]["multiple_of"])
     noise = torch.rand(
         batch, shape[-3], *(side * n for n in size), generator=torch.Generator().manual_seed(0)
     )

@@ -149,7 +149,8 @@ def _read_torchscript(file):
 
 def _read_torch_export(file):
     extra = {KEY: ""}
-    return torch.export.load(file, extra_files=extra).module(), extra[KEY]
+    with open(file, "rb") as stream:  # by name it takes only what ends in .pt2
+        return torch.export.load(stream, extra_files=extra).module(), extra[KEY]
 
 
 READ = {"onnx": _read_onnx, "torchscript": _read_torchscript, "torch_export": _read_torch_export}
