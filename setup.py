@@ -38,4 +38,6 @@ setup(
         "torchvision",
         "tqdm",
     ],
+    # for files of ONNX (iso-d2 export)
+    extras_require={"export": ["onnx", "onnxruntime"]},
 )
