@@ -43,4 +43,6 @@ setup(
         "torchvision",
         "tqdm",
     ],
+    # for files of ONNX (iso-d2 export)
+    extras_require={"export": ["onnx", "onnxruntime"]},
 )

@@ -21,10 +21,19 @@ WORKSHOPS = ("benchmarks", "experiments")
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
 
 
-def install_requires():
+def in_setup(argument):
+    """What setup.py gives for an argument that it writes out."""
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
-        if isinstance(node, ast.keyword) and node.arg == "install_requires":
-            return {re.match(r"[\w-]+", text).group() for text in ast.literal_eval(node.value)}
+        if isinstance(node, ast.keyword) and node.arg == argument:
+            return ast.literal_eval(node.value)
+
+
+def install_requires():
+    return {re.match(r"[\w-]+", text).group() for text in in_setup("install_requires")}
+
+
+def extras():
+    return set().union(*in_setup("extras_require").values())
 
 
 def project_files():
@@ -52,7 +61,11 @@ def test_setup_lists_what_iso_d2_imports():
     tops = {name.split(".")[0] for name in names}
     # triton comes with torch where there is one, and is imported when it is asked for
     imported = tops - {"iso_d2", "detectron2", "triton", *WORKSHOPS} - set(sys.stdlib_module_names)
-    assert {DISTRIBUTIONS.get(name, name) for name in imported} <= install_requires()
+    assert {DISTRIBUTIONS.get(name, name) for name in imported} <= install_requires() | extras()
+    # what is optional is not imported with the package
+    code = f"import sys, iso_d2.commands.export; print({extras()} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "set()\n", run.stderr
 
 
 def test_workshops_are_in_no_wheel(monkeypatch):
@@ -114,7 +127,7 @@ def test_every_requirement_is_pinned():
     lines += re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [line for line in pins if "==" not in line] == []
-    assert install_requires() <= {line.split("==")[0] for line in pins}
+    assert install_requires() | extras() <= {line.split("==")[0] for line in pins}
 
 
 def test_without_detectron2_the_mathematics_works_and_the_rest_says_how_to_get_it():

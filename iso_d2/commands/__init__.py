@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "train": ("train", "train or evaluate a model"),
     "predict": ("predict", "run a trained model on images"),
+    "export": ("export", "write a trained model as ONNX, TorchScript or torch.export"),
     "analyze": ("analyze", "measure how far networks are from an isometry"),
     "convert": ("convert", "convert checkpoints of the ISONet authors, and back"),
     "data coco": ("data_coco", "make a subset of COCO from an official annotation file"),

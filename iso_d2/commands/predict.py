@@ -7,6 +7,7 @@ together. A classifier gives one json with the scores of all classes, the best f
 iso-d2 predict --model isounet-lgg-narrow --input IMAGE_OR_FOLDER [...] --output DIR
 iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
     --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+iso-d2 predict --exported model.onnx --input IMAGE_OR_FOLDER [...] --output DIR [--opts KEY VALUE ...]
 """
 
 import argparse
@@ -19,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
+from ..engine.exported import ExportedModel
 from ..engine.predictor import Predictor, by_class, class_metadata, coco_predictions
 from ..engine.setup import load_config
 from ..engine.trained import trained_config
@@ -30,9 +32,10 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--config-file", metavar="FILE", help="config of the training")
-    network.add_argument("--model", metavar="NAME", help="a trained network of iso_d2.list_models()")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", metavar="FILE", help="config of the training")
+    source.add_argument("--model", metavar="NAME", help="a trained network of iso_d2.list_models()")
+    source.add_argument("--exported", metavar="FILE", help="a file of `iso-d2 export`, which has the config")
     parser.add_argument(
         "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
     )
@@ -86,11 +89,14 @@ def main(argv=None):
     files = find_images(args.input)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        cfg = (
-            trained_config(args.model, args.opts) if args.model else load_config(args.config_file, args.opts)
-        )
-        predictor = Predictor(cfg)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+        exported = ExportedModel(args.exported) if args.exported else None
+        if exported:
+            cfg = exported.config(args.opts)
+        else:
+            read = trained_config if args.model else load_config
+            cfg = read(args.model or args.config_file, args.opts)
+        predictor = Predictor(cfg, exported)
+    except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     has_masks = cfg.MODEL.META_ARCHITECTURE in ("UNetSegmentor", "SemanticSegmentor")
     if args.threshold is None:

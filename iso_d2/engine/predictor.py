@@ -10,9 +10,9 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 
 from ..data.lgg.preprocessing import Preprocessing
-from ..data.mappers import AlbumentationsMapper, build_mapper
+from ..data.mappers import build_mapper
 from ..files import read_image
-from ..modeling import UNetSegmentor, fold_scales_
+from ..modeling import fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
 from .trainer import Trainer
@@ -27,23 +27,27 @@ class Predictor:
     are cropped to the head and resized in the same way, and the output is mapped back to the original image.
 
     Args:
-        cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint.
-        fold (bool): multiply gains and residual scales into the weights.
+        cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint, unless `model` is given.
+        model (ExportedModel or None): to run in place of the checkpoint's.
+        fold (bool): multiply gains and residual scales into the checkpoint's weights.
 
     Raises:
         ValueError: MODEL.WEIGHTS is empty, or does not fit the model.
         FileNotFoundError: there is no such checkpoint.
     """
 
-    def __init__(self, cfg, fold=True):
-        if not cfg.MODEL.WEIGHTS:
+    def __init__(self, cfg, model=None, fold=True):
+        if model is None and not cfg.MODEL.WEIGHTS:
             raise ValueError(
                 "MODEL.WEIGHTS is empty: name a checkpoint, e.g. MODEL.WEIGHTS output/model_final.pth"
             )
-        self.model = Trainer.build_model(cfg).eval()
-        IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        if fold:
-            fold_scales_(self.model)
+        self.model = model
+        if model is None:
+            self.model = Trainer.build_model(cfg).eval()
+            IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+            if fold:
+                fold_scales_(self.model)
+        self.is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
         self.mapper = build_mapper(cfg, is_train=False)
         self.image_size = None
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
@@ -62,20 +66,17 @@ class Predictor:
 
         Raises:
             BrokenImageError: the file cannot be read.
-            ValueError: pixels, but INPUT.MAPPER is not "albumentations".
         """
         if isinstance(image, (str, Path)):
             record = {"file_name": str(image)}
         else:
-            if not isinstance(self.mapper, AlbumentationsMapper):
-                raise ValueError("pixels instead of a file need INPUT.MAPPER albumentations")
             _, height, width = image.shape
             record = {"image_array": image, "height": height, "width": width}
         if self.image_size is not None:
             image = image.transpose(1, 2, 0) if "image_array" in record else read_image(image, "RGB")
             record["image_array"], placement = Preprocessing(self.image_size)(image)
             original = {"height": image.shape[0], "width": image.shape[1], "placement": placement}
-            if isinstance(self.model, UNetSegmentor):  # which brings its output back by itself
+            if self.is_unet:  # which brings its output back by itself
                 record |= original
             else:
                 record |= {"height": self.image_size, "width": self.image_size}

@@ -184,7 +184,9 @@ class UNet(nn.Module):
         height, width = images.shape[-2:]
         multiple = 2 ** len(self.ups)
         below, right = -height % multiple, -width % multiple
-        x = F.pad(images, (0, right, 0, below)) if below or right else images
+        # a trace pads always, since the condition would become a constant
+        padded = below or right or torch.jit.is_tracing()
+        x = F.pad(images, (0, right, 0, below)) if padded else images
         skips = []
         for block in self.encoder:
             x = block(F.max_pool2d(x, 2) if skips else x)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import engine_toys
 import numpy as np
@@ -103,6 +104,27 @@ def test_folder_of_slices(predict, unet_weights, tmp_path, capsys):
     assert f"{slices}: Dice of the volume 100.0 %" in said  # nothing to find, and nothing found
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{n}_{kind}.png" for n in ("0000_p_2", "0001_p_10") for kind in ("mask", "overlay")]
+
+
+def test_an_exported_network_gives_the_same_masks(predict, load_tool, unet_weights, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "unet.yaml").write_text(load_config(opts=UNET).dump())
+    config, exported = ["--config-file", str(tmp_path / "unet.yaml")], str(tmp_path / "unet.ts")
+    export = [*config, "--format", "torchscript", "--output", exported]
+    load_tool("export").main([*export, "--opts", *unet_weights])
+    said = capsys.readouterr().out
+    assert re.search(r"images +batch x 3 x height x width\nprobabilities +batch x 1 x height x width\n", said)
+    assert re.search(r"unet\.ts: differs from the network by at most \d\.\de[+-]\d\d", said)
+    image = ["--input", str(tmp_path / "a.png"), "--threshold", "0.5"]
+    predict.main([*config, *image, "--output", str(tmp_path / "1"), "--opts", *unet_weights])
+    predict.main(["--exported", exported, *image, "--output", str(tmp_path / "2")])
+    masks = [np.asarray(Image.open(tmp_path / folder / "0000_a_mask.png")) for folder in "12"]
+    assert (masks[0] == masks[1]).all() and 0 < masks[0].mean() < 255
+    with pytest.raises(SystemExit, match="error: Folder .* does not exist: make it first"):
+        load_tool("export").main([*export[:-1], str(tmp_path / "none" / "unet.ts")])
+    with pytest.raises(SystemExit, match=r"error: .*unet\.pth is no exported network"):
+        predict.main(["--exported", str(tmp_path / "unet.pth"), *image, "--output", str(tmp_path / "3")])
 
 
 def test_a_true_mask_that_cannot_be_read_costs_the_dice_alone(predict, unet_weights, tmp_path, capsys):
