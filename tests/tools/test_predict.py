@@ -121,7 +121,7 @@ def test_an_exported_network_gives_the_same_masks(predict, load_tool, unet_weigh
     predict.main(["--exported", exported, *image, "--output", str(tmp_path / "2")])
     masks = [np.asarray(Image.open(tmp_path / folder / "0000_a_mask.png")) for folder in "12"]
     assert (masks[0] == masks[1]).all() and 0 < masks[0].mean() < 255
-    with pytest.raises(SystemExit, match="error: Folder .* does not exist: make it first"):
+    with pytest.raises(SystemExit, match=r"error: Folder .* does not exist: make it first"):
         load_tool("export").main([*export[:-1], str(tmp_path / "none" / "unet.ts")])
     with pytest.raises(SystemExit, match=r"error: .*unet\.pth is no exported network"):
         predict.main(["--exported", str(tmp_path / "unet.pth"), *image, "--output", str(tmp_path / "3")])
