@@ -88,9 +88,9 @@ def endure(training, kills, seed, folder):
     Returns:
         dict: the number of kills, of those within a save, of finished runs, and of those equal bit by bit.
     """
-    start = time.monotonic()
+    begun = time.monotonic()
     wait_for(start(folder / "undisturbed", train, training))
-    seconds = time.monotonic() - start
+    seconds = time.monotonic() - begun
     wanted = digest(folder / "undisturbed")
     chance, counts = random.Random(seed), {"kills": 0, "within a save": 0, "finished": 0, "equal": 0}
     while counts["kills"] < kills:
