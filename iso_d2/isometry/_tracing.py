@@ -15,10 +15,27 @@ from torch.fx.node import map_aggregate
 from .activation import SharedScale, SReLU
 
 NORM_FUNCTIONS = {"batchnorm", "groupnorm", "instancenorm", "layernorm"}
-ACTIVATIONS = set(
-    "relu relu6 leakyrelu prelu rrelu elu celu selu silu swish swishme gelu gelutanh quickgelu mish mishme "
-    "hardswish hardswishme memoryefficientswish".split()
-)
+ACTIVATIONS = {
+    "relu",
+    "relu6",
+    "leakyrelu",
+    "prelu",
+    "rrelu",
+    "elu",
+    "celu",
+    "selu",
+    "silu",
+    "swish",
+    "swishme",
+    "gelu",
+    "gelutanh",
+    "quickgelu",
+    "mish",
+    "mishme",
+    "hardswish",
+    "hardswishme",
+    "memoryefficientswish",
+}
 GATES = {"sigmoid", "hardsigmoid", "hardsigmoidme", "softmax", "tanh"}
 
 
