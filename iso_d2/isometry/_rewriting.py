@@ -15,6 +15,8 @@ from .scaled import ScaledConv2d, ScaledConvTranspose2d, ScaledLinear, conv_gain
 
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 SCALED = {"conv2d": ScaledConv2d, "convtranspose2d": ScaledConvTranspose2d, "linear": ScaledLinear}
+# Weights of a linear layer above which it starts as a random matrix that is not made orthogonal
+LARGE = 2**22
 
 
 class Factor(nn.Module):
@@ -46,8 +48,9 @@ class Rewriting:
         joins = {node: self.parts.join(node) for node in self.parts.nodes}
         self.residual = [node for node, join in joins.items() if isinstance(join, int)]
         self._out_of_place()
+        normalized = {norm.reads for norm in found.norms}
         for node in self.parts.activations:
-            self._activate(node)
+            self._activate(node, node.args[0] in normalized)
         shifted = {norm.reads for norm in found.norms if norm.shifts}
         for node, layer in self.parts.layers.items():
             self._start(node, layer, adds_bias=self.scaled and node in shifted)
@@ -100,7 +103,7 @@ class Rewriting:
         if self.parts.kinds[node] in classes:
             self._call(node, self._add(node, "dropout", classes[self.parts.kinds[node]](p)))
 
-    def _activate(self, node):
+    def _activate(self, node, was_normalized):
         name, what = self.parts.name_of(node), self.parts.kinds[node]
         x, value, axis = node.args[0], self.parts.values[node], self.parts.channel_axis(node)
         # what computes x keeps no output for its backward pass
@@ -114,6 +117,10 @@ class Rewriting:
             name = self._add(node, "srelu", srelu)
         self.report.activations[name] = what
         self._call(node, name)
+        known = self.parts.origin(x) or x in self.parts.concatenations
+        if self.scaled and was_normalized and not known:
+            self._balance(node, x, 1.0)
+            x = node.args[0]
         if axis == -1 and value.dim() > 2:
             with self.graph.inserting_before(node):
                 node.args = (self.graph.call_function(torch.movedim, (x, -1, 1)),)
@@ -164,7 +171,11 @@ class Rewriting:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         if layer.kind == "linear":
-            weight.data.copy_(nn.init.orthogonal_(torch.empty(weight.shape)))
+            start = torch.empty(weight.shape)
+            if weight.numel() > LARGE:  # for time; nearly an isometry where one side is much larger
+                weight.data.copy_(start.normal_(std=max(weight.shape) ** -0.5))
+            else:
+                weight.data.copy_(nn.init.orthogonal_(start))
             gain = math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
             self.measured[layer.name] = partial(_set_gain, module, gain)
             return "random isometry"
@@ -250,7 +261,7 @@ class Rewriting:
 
     def _set(self, name, module):
         path, _, last = name.rpartition(".")
-        setattr(self.network.get_submodule(path), last, module)
+        setattr(self.network.get_submodule(path), last, module.train(self.network.training))
 
 
 def _set_gain(module, gain, mean_square):

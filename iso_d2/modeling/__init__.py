@@ -1,6 +1,7 @@
 """Networks, and the builders that importing this package registers with Detectron2."""
 
 from . import backbones, cifar_resnet, roi_heads
+from .backbones import isometrize
 from .blocks import IsoBlock
 from .classifier import ImageClassifier
 from .folding import fold_scales_
@@ -17,5 +18,6 @@ __all__ = [
     "backbones",
     "cifar_resnet",
     "fold_scales_",
+    "isometrize",
     "roi_heads",
 ]
