@@ -230,8 +230,10 @@ class Anatomy:
         return Layer(node, name, what, self.values[weight], self.values.get(bias), options)
 
     def _is_concatenation(self, node):
-        """Of the channels of signals."""
+        """Of the channels of several signals."""
         if self.kinds[node] != "cat" or node in self.gates or not isinstance(node.args[0], (list, tuple)):
+            return False
+        if len(node.args[0]) < 2:
             return False
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         dims = self.values[node].dim()

@@ -70,6 +70,8 @@ class Rewriting:
         """The network of the changed graph: fx.GraphModule."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
+        for node in [node for node in graph.nodes if node.op == "get_attr" and not node.users]:
+            graph.erase_node(node)  # of a normalization
         graph.lint()
         return fx.GraphModule(self.network, graph, class_name)
 
@@ -187,7 +189,10 @@ class Rewriting:
             delta_init_(weight, **geometry)
             return "delta"
         all_taps = max(module.kernel_size) > 1
-        orthogonal_init_(weight, module.stride, **geometry, all_taps=all_taps)
+        if all_taps and weight.shape[1] == 1 and module.stride == (1, 1):
+            delta_init_(weight, **geometry)  # an isometry of one channel is a shift
+        else:
+            orthogonal_init_(weight, module.stride, **geometry, all_taps=all_taps)
         gain = conv_gain(weight.shape, module.stride, **geometry)
         self.measured[layer.name] = partial(_set_gain, module, gain)
         if all_taps and reads_activation and module.groups == 1 and not module.transposed:
@@ -231,7 +236,7 @@ class Rewriting:
         """Give the parts of a concatenation a mean square of 1, unless they have the same anyway."""
         signals = node.args[0]
         origins = {x: self.parts.origin(x) for x in signals}
-        if len(signals) > 1 and (None in origins.values() or len(set(origins.values())) > 1):
+        if None in origins.values() or len(set(origins.values())) > 1:
             for x in [x for x, origin in origins.items() if origin != "layer"]:
                 self._balance(node, x, 1.0)
             self.report.concatenations.append(self.parts.name_of(node) or node.name)

@@ -73,9 +73,11 @@ def isometrize(model, example_inputs, signal="scaled"):
         g = conv_gain(shape, stride, groups) / sqrt(q),
 
     so that its outputs have a mean square of about 1. q is measured at the start, with random normal inputs
-    of the shapes of `example_inputs`. Residual scales start at 1 / sqrt(their number). The terms of other
-    sums of k signals are multiplied by 1 / sqrt(k q), the parts of a concatenation by 1 / sqrt(q). A linear
-    layer of the output that reads an average over n pixels has gain sqrt(n), with residual sums n^(1/4).
+    of the shapes of `example_inputs`; for centred kernels without the square of the mean. Residual scales
+    start at 1 / sqrt(their number). The terms of other sums of k signals are multiplied by 1 / sqrt(k q), the
+    parts of a concatenation by 1 / sqrt(q), and so is what an activation reads of a sum or pool that was
+    normalized. A linear layer of the output that reads an average over n pixels has gain sqrt(n), with
+    residual sums n^(1/4).
     Layers whose normalization adds a number to each channel have a bias, as do those that had one.
 
     With ``signal="paper"`` convolutions start as delta kernels (7x7 kernels stay), residual scales at 0.
@@ -131,10 +133,13 @@ class _Calibration(fx.Interpreter):
         self.measured = dict(measured)
 
     def call_module(self, target, args, kwargs):
-        set_from = self.measured.pop(target, None)
-        mean_square = args[0].float().square().mean().item() if set_from else 0
-        if set_from and 0 < mean_square < math.inf:
-            set_from(mean_square)
+        if set_from := self.measured.pop(target, None):
+            x = args[0].float()
+            if getattr(self.fetch_attr(target), "centred", False):  # nothing of a mean comes through
+                x = x - x.mean()
+            mean_square = x.square().mean().item()
+            if 0 < mean_square < math.inf:
+                set_from(mean_square)
         return super().call_module(target, args, kwargs)
 
 
