@@ -126,12 +126,15 @@ class Anatomy:
         return self.values[pool.args[0]].numel() // self.values[pool].numel()
 
     def join(self, node):
-        """What a sum of two signals is.
+        """What a sum of signals of one shape is.
 
         Returns:
             int or str or None: the position of the branch in the arguments of a residual sum; "merge" for
-            other sums of signals; None for what is no sum of two signals of one shape.
+            other sums of signals, and for a stack of them that is only summed; None for all else.
         """
+        if self.kinds[node] == "stack" and node not in self.gates:
+            is_sum = {self.kinds[user] for user in node.users} == {"sum"}
+            return "merge" if is_sum and all(map(self.is_signal, node.args[0])) else None
         if self.kinds[node] != "add" or node in self.gates or len(node.args) != 2 or node.kwargs:
             return None
         if not all(map(self.is_signal, node.args)):

@@ -225,8 +225,9 @@ class Rewriting:
         terms, sums = [], [node]
         while sums:
             total = sums.pop()
-            inner = [x for x in total.args if joins.get(x) == "merge" and len(x.users) == 1]
-            terms += [(total, x) for x in total.args if x not in inner]
+            parts = total.all_input_nodes
+            inner = [x for x in parts if joins.get(x) == "merge" and len(x.users) == 1]
+            terms += [(total, x) for x in parts if x not in inner]
             sums += inner
         for total, x in terms:
             self._balance(total, x, 1 / len(terms))

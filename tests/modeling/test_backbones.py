@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from iso_d2.config import add_iso_config
 from iso_d2.engine import ModelPenalty, build_optimizer
@@ -158,7 +159,8 @@ def test_an_isometrized_backbone_of_detectron2_trains_in_a_detector(norm):
     target = Instances(
         (64, 96), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])), gt_classes=torch.tensor([3])
     )
-    losses = model([{"image": torch.rand(3, 64, 96), "instances": target}])
+    with EventStorage():
+        losses = model([{"image": torch.rand(3, 64, 96), "instances": target}])
     sum(losses.values()).backward()
     isometric = [m for m in model.backbone.modules() if isinstance(m, (ScaledConv2d, SReLU, SharedScale))]
     assert all(p.grad is not None for m in isometric for p in m.parameters())
