@@ -74,7 +74,7 @@ def trace(model, inputs):
         inputs (tuple): what its forward pass takes, by position.
 
     Returns:
-        Trace
+        Trace: of a function of these inputs alone. Further arguments have their defaults.
 
     Raises:
         ValueError: the forward pass cannot be traced.
@@ -93,7 +93,18 @@ def trace(model, inputs):
             f"{place.lineno}, `{place.line}`: {error}. Check that the example inputs are what its forward "
             "takes, or give a module of it that maps tensors to tensors, such as its backbone"
         ) from error
+    _drop_arguments(tracer.found.graph, len(inputs))
     return tracer.found
+
+
+def _drop_arguments(graph, count):
+    """Remove all arguments but the first, with torch's checks that they have their defaults."""
+    doomed = [node for node in graph.nodes if node.op == "placeholder"][count:]
+    for node in graph.nodes:
+        if not set(doomed).isdisjoint(node.all_input_nodes):
+            doomed.append(node)
+    for node in reversed(doomed):
+        graph.erase_node(node)
 
 
 class _Concrete:
@@ -168,7 +179,7 @@ class _Tracer(fx.Tracer):
             affine = m._parameters.get("bias") is not None  # getattr would be traced
             if self._leave_out(self.path_of_module(m), kind(m), args[0], affine):
                 return args[0]
-        last, stack = next(reversed(self.graph.nodes), None), self.module_stack.copy()
+        last, stack = next(iter(reversed(self.graph.nodes)), None), self.module_stack.copy()
         norms = list(self.found.norms)
         try:
             return super().call_module(m, forward, args, kwargs)

@@ -90,7 +90,7 @@ def isometrize(model, example_inputs, signal="scaled"):
         model (nn.Module): a network that maps tensors to tensors, or to tuples and dicts of them. It is not
             changed. What it does only in training is in the result if it is in training mode.
         example_inputs (Tensor or tuple of Tensor): what its forward pass takes; images of the size of the
-            training.
+            training. The result takes just as many arguments; further ones have their defaults.
         signal (str): "scaled" or "paper".
 
     Returns:

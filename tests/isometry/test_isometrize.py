@@ -372,6 +372,22 @@ def test_dropout_follows_the_mode_and_other_differences_between_modes_are_named(
         isometrize(made, images())
 
 
+class Optional(Made):
+    def forward(self, x, scale=None, twice=False):
+        x = self.relu(self.a(x if scale is None else scale * x))
+        return self.end(2 * x if twice else x)
+
+
+def test_arguments_that_are_not_in_the_example_keep_their_defaults():
+    network, _ = isometrize(Optional(None), images())
+    for twin in (network, pickle.loads(pickle.dumps(network))):
+        assert twin(images()).equal(network(images()))
+        with pytest.raises(TypeError, match="positional arguments"):
+            twin(images(), images())
+    network, _ = isometrize(Optional(None), (images(), images()))
+    assert not network(images(), images()).equal(network(images(), images(seed=1)))
+
+
 def test_state_dict_copies_and_modes():
     network, _ = isometrize(resnet(), images())
     other, _ = isometrize(resnet(), images(seed=4))
