@@ -168,9 +168,9 @@ def test_each_kind_of_activation_becomes_an_srelu(act):
     made.act = act
     network, report = isometrize(made, images())
     assert len(report.activations) == len(kinds(network, SReLU)) == 2
-    seen = watch(network, SReLU)
+    read = watch(network, "b", "input"), watch(network, "end", "input")
     network(images(seed=1)).sum().backward()
-    assert all(x.min() == -1 for x in seen) and network.a.weight.grad.abs().sum() > 0
+    assert all(x.min() == -1 for (x,) in read) and network.a.weight.grad.abs().sum() > 0
 
 
 def channels_last(net, x):
@@ -310,6 +310,18 @@ def test_gates_stay_as_they_are():
     seen = watch(network, "b")
     network(images(seed=1))
     assert mean_square(seen[0]) == pytest.approx(1, rel=0.2)  # what the gate takes is made up for
+
+
+def test_a_last_layer_with_a_normalization_is_not_one_of_the_output():
+    _, report = isometrize(nn.Sequential(conv_norm(3, 8), nn.ReLU(), conv_norm(8, 8)), images())
+    assert report.kept == [] and list(report.layers) == ["0.0", "2.0"]
+
+
+def test_what_follows_an_activation_in_place_does_not_spoil_its_backward_pass():
+    made = Made(lambda net, x: net.end(net.drop(net.relu(net.a(x)))), drop=nn.Dropout(inplace=True))
+    network, _ = isometrize(made, images())
+    network(images()).sum().backward()
+    assert network.a.weight.grad.abs().sum() > 0
 
 
 def test_a_sigmoid_at_the_end_is_no_gate():
