@@ -40,7 +40,6 @@ NOT_ISOMETRIC = {
 class Layer:
     """A convolution or linear layer as the graph calls it."""
 
-    node: fx.Node
     name: str
     kind: str
     weight: torch.Tensor
@@ -221,7 +220,7 @@ class Anatomy:
             if hasattr(module, "parametrizations") or module._forward_pre_hooks:
                 return "a layer with a parametrization of its weight"
             options = {key: getattr(module, key) for key in OPTIONS[what]}
-            return Layer(node, name, what, module.weight, module.bias, options)
+            return Layer(name, what, module.weight, module.bias, options)
         names = ("input", "weight", "bias", *SIGNATURES[what])
         options = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         weight, bias = options.pop("weight"), options.pop("bias", None)
@@ -230,7 +229,7 @@ class Anatomy:
         if set(node.all_input_nodes) - {options.pop("input"), weight, bias}:
             return "a layer whose geometry is computed"
         name = weight.target.removesuffix(".weight")
-        return Layer(node, name, what, self.values[weight], self.values.get(bias), options)
+        return Layer(name, what, self.values[weight], self.values.get(bias), options)
 
     def _is_concatenation(self, node):
         """Of the channels of several signals."""
