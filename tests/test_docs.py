@@ -188,9 +188,15 @@ def test_trained_networks_are_those_that_there_are():
         assert shown and shown <= rounded, f"{name}: {row}"
 
 
+def test_python_of_the_isometrize_page(tmp_path, capsys):
+    (block,) = run_python("docs/isometrize.md", tmp_path)
+    assert str(block.report).strip() == capsys.readouterr().out.strip()
+    assert len(block.report.norms) == 53 and block.network(block.images).shape == (2, 10)
+
+
 def test_no_other_page_has_python():
     with_python = {name for name in NAMES for language, _ in blocks(name) if language == "python"}
-    assert with_python == {"README.md", "docs/isometry.md", "docs/trained.md"}
+    assert with_python == {"README.md", "docs/isometrize.md", "docs/isometry.md", "docs/trained.md"}
 
 
 def test_keys_exist_and_take_the_values(page):

@@ -10,7 +10,13 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..isometry import SpectralPenalty, orthogonality_losses, orthogonality_multiply_adds
+from ..isometry import (
+    ScaledConv2d,
+    ScaledConvTranspose2d,
+    SpectralPenalty,
+    orthogonality_losses,
+    orthogonality_multiply_adds,
+)
 from ..isometry.model import find_convolutions, select, unwrap
 from ..modeling import IsoBlock, ISONet, UNet
 
@@ -22,17 +28,18 @@ def penalised_layers(model, include=None, exclude=()):
         model (nn.Module): any model.
         include (sequence[str] or None): patterns, see :mod:`iso_d2.isometry.model`. None: the convolutions
             of every ISONet, IsoBlock and UNet (an isometric one or not), wherever it is; in a model without
-            them those of ``model.backbone``, but not an FPN's own. Of these all but what the paper's code
-            leaves out, too: 7x7 kernels and 3-channel inputs, where they have no gain, and the output of a
-            UNet.
+            them every ScaledConv2d and ScaledConvTranspose2d with more than one channel a group, as
+            :func:`iso_d2.isometry.isometrize` makes them; in a model without those the convolutions of
+            ``model.backbone``, but not an FPN's own. Of these all but what the paper's code leaves out, too:
+            7x7 kernels and 3-channel inputs, where they have no gain, and the output of a UNet.
         exclude (sequence[str]): patterns of layers to leave out. Frozen ones are left out anyway.
 
     Returns:
         dict[str, nn.Conv2d | nn.ConvTranspose2d]: by dotted name, in the order of the modules.
 
     Raises:
-        ValueError: a pattern that matches no convolution; no `include` for a model without ISONet, UNet and
-            ``backbone``.
+        ValueError: a pattern that matches no convolution; no `include` for a model without ISONet, UNet,
+            scaled convolutions and ``backbone``.
     """
     convs = find_convolutions(model)
     names = select(convs, include) if include else _default_layers(model, convs)
@@ -147,6 +154,11 @@ def _default_layers(model, convs):
     roots = [name for name, module in model.named_modules() if isinstance(module, (ISONet, IsoBlock, UNet))]
     if roots:
         names = [n for n in convs if any(root == "" or n.startswith(root + ".") for root in roots)]
+    elif scaled := [
+        n for n, conv in convs.items() if isinstance(conv, (ScaledConv2d, ScaledConvTranspose2d))
+    ]:
+        # the only isometry of one channel is a shift
+        names = [n for n in scaled if convs[n].weight.shape[1] > 1]
     elif isinstance(getattr(model, "backbone", None), nn.Module):
         names = [n for n in convs if re.match(r"backbone\.(?!fpn_|top_block\b)", n)]
     else:

@@ -2,6 +2,7 @@
 
 from .activation import SharedScale, SReLU, srelu_gain, srelu_mean_square, use_triton_srelu
 from .initialization import centre_, delta_init_, orthogonal_init_
+from .isometrize import IsometrizeReport, isometrize
 from .model import delta_init_model_, find_convolutions
 from .orthogonality import (
     conv_gram,
@@ -15,6 +16,7 @@ from .spectrum import conv_singular_values, isometry_error
 from .whitening import patch_moments, whiten_
 
 __all__ = [
+    "IsometrizeReport",
     "SReLU",
     "ScaledConv2d",
     "ScaledConvTranspose2d",
@@ -28,6 +30,7 @@ __all__ = [
     "delta_init_",
     "delta_init_model_",
     "find_convolutions",
+    "isometrize",
     "isometry_error",
     "orthogonal_init_",
     "orthogonality_loss",

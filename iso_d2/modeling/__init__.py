@@ -2,6 +2,7 @@
 
 from .. import needs_detectron2  # noqa: F401  first, for its error
 from . import backbones, cifar_resnet, roi_heads
+from .backbones import isometrize
 from .blocks import IsoBlock
 from .classifier import ImageClassifier
 from .folding import fold_scales_
@@ -18,5 +19,6 @@ __all__ = [
     "backbones",
     "cifar_resnet",
     "fold_scales_",
+    "isometrize",
     "roi_heads",
 ]

@@ -7,11 +7,12 @@ A config without iso_d2's keys gets their defaults, so a stock Detectron2 config
 import logging
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from .. import isometry
 from ..config import add_iso_config
 from .isonet import ISONet
 
@@ -117,3 +118,40 @@ def build_retinanet_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
         ["res3", "res4", "res5"],
         lambda last, channels: LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last),
     )
+
+
+class IsometrizedBackbone(Backbone):
+    """A network of :func:`iso_d2.isometry.isometrize`, as the module `net`, with the interface of a Backbone.
+
+    Args:
+        net (nn.Module): image -> features by name.
+        like (Backbone): the backbone whose shapes, strides and padding it has.
+    """
+
+    def __init__(self, net, like):
+        super().__init__()
+        self.net = net
+        self._shapes = like.output_shape()
+        self._padding = like.size_divisibility, dict(like.padding_constraints)
+
+    def forward(self, x):
+        """As of the backbone that it is like."""
+        return self.net(x)
+
+    def output_shape(self):
+        """dict[str, ShapeSpec]: channels and stride of each output feature."""
+        return dict(self._shapes)
+
+    @property
+    def size_divisibility(self):
+        return self._padding[0]
+
+    @property
+    def padding_constraints(self):
+        return self._padding[1]
+
+
+def isometrize(model, example_inputs, signal="scaled"):
+    """:func:`iso_d2.isometry.isometrize`, which gives an :class:`IsometrizedBackbone` for a Backbone."""
+    net, report = isometry.isometrize(model, example_inputs, signal)
+    return (IsometrizedBackbone(net, model) if isinstance(model, Backbone) else net), report

@@ -13,7 +13,7 @@ from torch import nn
 
 from iso_d2.engine import ModelPenalty, OrthogonalityLossHook, penalised_layers
 from iso_d2.engine.model_penalty import _share
-from iso_d2.isometry import orthogonality_multiply_adds
+from iso_d2.isometry import isometrize, orthogonality_multiply_adds
 from iso_d2.modeling import ISONet, UNet
 
 RESNET_LAYERS = [
@@ -106,6 +106,17 @@ def test_model_without_backbone_needs_include():
     ):
         penalised(NoBackbone())
     assert penalised(NoBackbone(), include=["net"]) == ["net"]
+
+
+def test_default_of_an_isometrized_network():
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()
+    network, _ = isometrize(
+        nn.Sequential(*layers, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.randn(1, 3, 9, 9)
+    )
+    # neither the layer of one channel a group nor the output
+    assert penalised(network) == ["0", "5"]
+    assert penalised(nn.ModuleDict({"net": network, "backbone": nn.Conv2d(8, 8, 1)})) == ["net.0", "net.5"]
+    assert ModelPenalty(network, 1.0, mode="exact")()[0] < 1
 
 
 class UNetAndMore(nn.Module):

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -5,10 +6,14 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import Backbone, build_backbone, build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from iso_d2.config import add_iso_config
-from iso_d2.modeling import IsoBlock, ISONet
+from iso_d2.engine import ModelPenalty, build_optimizer
+from iso_d2.isometry import ScaledConv2d, SharedScale, SReLU
+from iso_d2.modeling import IsoBlock, ISONet, isometrize
 
 OTHER_PROJECT = """
 import iso_d2
@@ -120,3 +125,53 @@ def test_a_switch_is_a_bool_or_none(key):
 def test_a_scale_init_that_is_no_number_is_named():
     with pytest.raises(ValueError, match=r"MODEL\.ISONET\.SCALE_INIT\) must be a number or None, got 'none'"):
         build(make_cfg(SCALE_INIT="none"), "build_isonet_backbone")
+
+
+def detector(norm="BN"):
+    """Faster R-CNN with FPN over Detectron2's ResNet-18, of which nothing is frozen."""
+    cfg = get_cfg()
+    add_iso_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_resnet_fpn_backbone", 0
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, norm, 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_BOX_HEAD.NAME, cfg.MODEL.ROI_BOX_HEAD.NUM_FC = "FastRCNNConvFCHead", 1
+    return cfg, build_model(cfg)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_an_isometrized_backbone_of_detectron2_trains_in_a_detector(norm):
+    cfg, model = detector(norm)
+    old = model.backbone
+    model.backbone, report = isometrize(old, torch.randn(1, 3, 64, 64))
+    assert isinstance(model.backbone, Backbone) and model.backbone.output_shape() == old.output_shape()
+    assert model.backbone.size_divisibility == old.size_divisibility == 32
+    assert model.backbone.padding_constraints == old.padding_constraints
+    assert len(report.norms) == 20 and len(report.scales) == 8 and len(report.activations) == 17
+    # the two convolutions of each block, three projections, the stem; laterals of FPN; its outputs are kept
+    assert len(report.layers) == 16 + 3 + 1 + 4 and len(report.kept) == 4 and len(report.merges) == 3
+    # the second pass has another size
+    target = Instances(
+        (64, 96), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 40]])), gt_classes=torch.tensor([3])
+    )
+    with EventStorage():
+        losses = model([{"image": torch.rand(3, 64, 96), "instances": target}])
+    sum(losses.values()).backward()
+    isometric = [m for m in model.backbone.modules() if isinstance(m, (ScaledConv2d, SReLU, SharedScale))]
+    assert all(p.grad is not None for m in isometric for p in m.parameters())
+    penalty = ModelPenalty(model, 1e-4, mode="spectral")
+    assert list(penalty.layers) == [f"backbone.net.{name}" for name in report.layers]
+    assert penalty()[0] < 1e-3
+    optimizer = build_optimizer(cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    scale = model.backbone.net.get_submodule(report.scales[0]).scale
+    assert rates[id(scale)] == pytest.approx(cfg.SOLVER.BASE_LR * 0.1)
+    optimizer.step()
+    twin = copy.deepcopy(model.backbone).eval()
+    image = torch.rand(1, 3, 64, 64)
+    assert all(twin(image)[name].equal(x) for name, x in model.backbone.eval()(image).items())
