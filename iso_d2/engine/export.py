@@ -13,9 +13,9 @@ import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
 
-from .. import __version__
 from ..files import replacing
 from ..modeling import UNetSegmentor
+from ..provenance import versions
 from .exported import KEY, SUFFIXES, ExportedModel, onnx_packages
 from .predictor import Predictor, class_metadata
 
@@ -106,7 +106,7 @@ def _about(cfg, format, model):
     is_unet = isinstance(model, UNetSegmentor)
     channels = model.unet.in_channels if is_unet else len(model.pixel_mean)
     return {
-        "iso_d2": __version__,
+        "versions": versions(),
         "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
         "input": {
             "name": "images" if batched else "image",
