@@ -155,6 +155,7 @@ def test_a_file_says_what_it_takes_and_gives(exported):
         "masks": ["detections", 1, 28, 28],
         "scores": ["detections"],
     }
+    assert torch.__version__.startswith(about["versions"]["torch"])
     assert about["classes"] == ["person", "bicycle", "car"] and "FC_DIM: 16" in about["config"]
     restored = model.config(["TEST.DETECTIONS_PER_IMAGE", "3"])
     assert restored.TEST.DETECTIONS_PER_IMAGE == 3 and restored.MODEL.FPN == cfg.MODEL.FPN
