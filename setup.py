@@ -25,7 +25,7 @@ setup(
     },
     entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
     python_requires=">=3.10",
-    # Detectron2 is needed as well, but it is not on the package index: README.md says how to get it.
+    # Detectron2 is needed as well, but it is not on the package index: docs/trained.md says how to get it.
     install_requires=[
         "albumentations>=2.0",
         "fvcore",

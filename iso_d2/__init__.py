@@ -7,11 +7,14 @@ import importlib.util
 
 __version__ = "0.1.0"
 
-if importlib.util.find_spec("detectron2"):
+# a folder of that name, such as a clone that is not installed, has no origin
+if (_found := importlib.util.find_spec("detectron2")) and _found.origin:
     from . import data, modeling
 
 
 def __getattr__(name):
+    if name in ("data", "modeling"):
+        return importlib.import_module(f".{name}", __name__)  # says how to get Detectron2
     if name in ("list_models", "load"):
         from .engine import trained
 

@@ -127,15 +127,7 @@ def _read(file_name, image_format, to_8_bits):
         if not Path(path).is_file():
             raise FileNotFoundError("there is no such file")  # nor a pipe, which may have no end
         with Image.open(path) as image:
-            image.load()  # reading the EXIF data first would hide that pixels are missing
-            # Pillow's "I" is 32 bits, but for PNG, which has none
-            has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-            image = ImageOps.exif_transpose(image)
-        if has_16_bits:
-            image = Image.fromarray(to_8_bits(np.asarray(image).astype(np.uint32)).astype(np.uint8))
-        if image.mode in ("I", "F"):
-            raise ValueError("its values have 32 bits and an unknown range: convert it to 8 or 16 bits")
-        return detection_utils.convert_PIL_to_numpy(image, image_format)
+            return detection_utils.convert_PIL_to_numpy(upright_8_bits(image, to_8_bits), image_format)
     except Exception as error:  # by format: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         raise BrokenImageError(
             f"cannot read the image {file_name} ({type(error).__name__}: {error}). Replace it or take it "
@@ -145,6 +137,23 @@ def _read(file_name, image_format, to_8_bits):
 
 def _scaled_to_8_bits(values):
     return (values + 128) // 257
+
+
+def upright_8_bits(image, to_8_bits=_scaled_to_8_bits):
+    """A PIL image turned as its EXIF data say, values of 16 bits by `to_8_bits`.
+
+    Raises:
+        ValueError: values of 32 bits. Of Pillow what it raises where pixels are missing.
+    """
+    image.load()  # reading the EXIF data first would hide that pixels are missing
+    # Pillow's "I" is 32 bits, but for PNG, which has none
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    image = ImageOps.exif_transpose(image)
+    if has_16_bits:
+        return Image.fromarray(to_8_bits(np.asarray(image).astype(np.uint32)).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits and an unknown range: convert it to 8 or 16 bits")
+    return image
 
 
 def _small_labels(labels):

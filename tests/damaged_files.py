@@ -70,7 +70,7 @@ def damage_tree(tree, chance):
         elif way == 1 and isinstance(node, list):
             node.append(node[key])
         else:
-            node[key] = chance.choice(ODD)
+            node[key] = copy.deepcopy(chance.choice(ODD))  # else a tree may get into itself
         return
 
 

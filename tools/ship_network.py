@@ -3,7 +3,8 @@
 iso_d2/weights/NAME.json must have the text of the model card ("what", "data", "use"); training, metrics and
 checksum are filled in. NAME.safetensors gets the weights, NAME.yaml the config of the training.
 
-python tools/ship_network.py NAME OUTPUT_DIR --command "python tools/train_net.py ..." --commit 1234567
+python tools/ship_network.py NAME OUTPUT_DIR --command "python tools/train_net.py ..." --commit 1234567 \
+    --results "accuracy, seeds 1 to 3: ..."
 """
 
 import argparse
@@ -44,19 +45,19 @@ def main(argv=None):
     checkpoint = torch.load(args.run / "model_final.pth", map_location="cpu", weights_only=True)
     state = {key: value.contiguous() for key, value in checkpoint["model"].items()}
     weights = args.folder / f"{args.name}.safetensors"
-    with replacing(weights) as unfinished:
-        save_file(state, unfinished)
-    size = weights.stat().st_size
-    if size > MAX_BYTES:
-        weights.unlink()
-        raise SystemExit(f"error: {size} bytes, a network that comes with iso_d2 has at most {MAX_BYTES}")
     cfg = CfgNode.load_cfg((args.run / "config.yaml").read_text(encoding="utf-8"))
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = "output", ""
-    write_atomically(args.folder / f"{args.name}.yaml", cfg.dump())
     lines = (args.run / "metrics.json").read_text(encoding="utf-8").splitlines()
     last = {name: value for line in lines for name, value in json.loads(line).items()}
     card_file = args.folder / f"{args.name}.json"
-    card = json.loads(card_file.read_text(encoding="utf-8")) | {
+    card = json.loads(card_file.read_text(encoding="utf-8"))
+    with replacing(weights) as unfinished:
+        save_file(state, unfinished)
+        size = unfinished.stat().st_size
+        if size > MAX_BYTES:
+            raise SystemExit(f"error: {size} bytes, a network that comes with iso_d2 has at most {MAX_BYTES}")
+    write_atomically(args.folder / f"{args.name}.yaml", cfg.dump())
+    card |= {
         "training": {
             "command": args.command,
             "commit": args.commit,

@@ -4,6 +4,8 @@ import importlib
 import shlex
 import sys
 
+from ..provenance import versions
+
 # by name: the file here, and what it does
 COMMANDS = {
     "train": ("train", "train or evaluate a model"),
@@ -44,7 +46,10 @@ def main(argv=None):
         ["usage: iso-d2 COMMAND ...; iso-d2 COMMAND --help says more", ""]
         + [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     )
-    if argv[:1] in ([], ["-h"], ["--help"]):
+    if argv[argv[:1] == ["data"] :][:1] in ([], ["-h"], ["--help"]):
         print(usage)
+        return None
+    if argv == ["--version"]:
+        print(versions().get("iso_d2", "unknown, since it is not installed"))
         return None
     sys.exit(f"error: no command {' '.join(argv[:2])!r}\n{usage}")

@@ -27,7 +27,7 @@ from ..analysis import describe, jacobian_table
 from ..analysis.plots import plot_depth, plot_jacobian, plot_layers
 from ..data.lgg import named_by_split
 from ..engine.analysis import analyze_config, load_default_images, load_images
-from ..engine.setup import load_config
+from ..engine.setup import find_config, load_config
 from ..files import write_atomically
 from ..provenance import versions
 from . import as_typed
@@ -61,6 +61,8 @@ def parse_args(argv):
 def read_model(model, opts, device):
     """A MODEL of the command line -> its label and its config."""
     config, _, checkpoint = model.partition("=")
+    if not checkpoint and not Path(config).suffix:  # the name of a config that comes with iso_d2
+        config = str(find_config(config))
     if not checkpoint and not config.endswith((".yaml", ".yml")):
         config, checkpoint = str(Path(config).parent / "config.yaml"), config
         if not Path(config).is_file():

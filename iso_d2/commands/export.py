@@ -41,4 +41,7 @@ def main(argv=None):
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     for name, shape in {about["input"]["name"]: about["input"]["shape"], **about["outputs"]}.items():
         print(f"{name:13} {' x '.join(map(str, shape))}")
-    print(f"{args.output}: differs from the network by at most {difference:.1e} on an image of noise")
+    if difference is None:
+        print(f"{args.output}: not compared with the network, which finds nothing in noise")
+    else:
+        print(f"{args.output}: differs from the network by at most {difference:.1e} on an image of noise")

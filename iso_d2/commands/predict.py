@@ -12,6 +12,7 @@ iso-d2 predict --exported model.onnx --input IMAGE_OR_FOLDER [...] --output DIR 
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -84,6 +85,8 @@ def by_number(file):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.threshold is not None and math.isnan(args.threshold):
+        sys.exit("error: --threshold must be a number, got nan")
     setup_logger(name="iso_d2")
     setup_logger(name="fvcore")
     files = find_images(args.input)
@@ -131,7 +134,7 @@ def main(argv=None):
         print(f"masks of {masks.number} images in {args.output}")
         for folder, dice in masks.volume_dice().items():
             print(f"{folder}: Dice of the volume {dice:.1f} %")
-    elif scores:
+    elif cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
         write_atomically(args.output / "scores.json", json.dumps(scores, indent=1))
         print(f"scores of {len(scores)} images in {args.output / 'scores.json'}")
     else:

@@ -3,8 +3,10 @@
 iso-d2 train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]
 
 Without CUDA it runs on the CPU, with --num-gpus N in N processes. torchrun or SLURM's srun may start the
-processes instead (torchrun --nproc-per-node N tools/train_net.py ...); --num-gpus does not count then.
+processes instead (torchrun --nproc-per-node N -m iso_d2.commands train ...); --num-gpus does not count then.
 """
+
+import sys
 
 import torch
 from detectron2.engine import default_argument_parser, launch
@@ -12,15 +14,22 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..engine import Trainer
-from ..engine.setup import join_processes, setup
+from ..engine.setup import find_config, join_processes, setup
 
 
 def parse_args(argv):
-    return default_argument_parser().parse_args(argv)
+    parser = default_argument_parser()
+    parser.description = __doc__
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    try:
+        if args.config_file:
+            find_config(args.config_file)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
     if join_processes():
         train(args)
         return

@@ -119,7 +119,7 @@ class AlbumentationsMapper:
 
         # Albumentations keeps a random state that worker processes inherit alike, and seeds all transforms
         # with one number (so that two flips would agree). PyTorch's state differs by worker and follows SEED.
-        seed = int(torch.randint(2**31, ()))
+        seed = int(torch.randint(2**31, ())) if self.is_train else 0  # inference has nothing to draw
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         mapped = self.pipeline(**targets)
 

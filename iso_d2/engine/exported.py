@@ -71,8 +71,12 @@ class ExportedModel:
             metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
             if metadata.get("thing_classes") is None:
                 metadata.thing_classes = self.about["classes"]
+                ids = self.about.get("category_ids") or {}
+                if ids:
+                    metadata.thing_dataset_id_to_contiguous_id = {int(k): v for k, v in ids.items()}
         return cfg
 
+    @torch.no_grad()
     def run(self, images):
         """The outputs of the file.
 
@@ -96,7 +100,6 @@ class ExportedModel:
         outputs = (torch.as_tensor(output) for output in self._run(images))
         return dict(zip(self.about["outputs"], outputs, strict=True))
 
-    @torch.no_grad()
     def __call__(self, batched_inputs):
         """Predictions for each of Detectron2's dataset dicts, in the form of the meta-architecture."""
         return [self._prediction(x, x["image"].float()) for x in batched_inputs]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..data.lgg.preprocessing import Preprocessing
 from ..data.mappers import build_mapper
-from ..files import read_image
+from ..files import read_image, upright_8_bits
 from ..modeling import fold_scales_
 from ..modeling.segmentor import to_original
 from .checkpoint import IsoCheckpointer
@@ -102,7 +102,10 @@ def rgb_array(image):
         ValueError: another type or shape, no pixels, or values that are not finite or out of range.
     """
     if isinstance(image, Image.Image):
-        pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        try:
+            pixels = np.asarray(upright_8_bits(image).convert("RGB")).transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"cannot read the PIL image: {error}") from error
     elif isinstance(image, torch.Tensor):
         pixels = image.detach().cpu().float().numpy() if image.is_floating_point() else image.cpu().numpy()
     elif isinstance(image, np.ndarray):
@@ -120,12 +123,19 @@ def rgb_array(image):
         pixels = (255 * pixels).round().astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise ValueError(f"an image must be uint8 or floats from 0 to 1, got {pixels.dtype}")
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])))
+    return np.array(
+        np.broadcast_to(pixels, (3, *pixels.shape[1:])), order="C"
+    )  # a copy: buffers are used again
 
 
 def by_class(scores, metadata):
-    """dict[str, float]: the scores (sequence of float) of classes by their names, the best first."""
-    names = metadata.get("thing_classes") or [str(number) for number in range(len(scores))]
+    """dict[str, float]: the scores (sequence of float) of classes, the best first.
+
+    By their names; by numbers if there is not one name for each of them.
+    """
+    names = metadata.get("thing_classes") or ()
+    if len(names) != len(scores) or len(set(names)) != len(names):
+        names = [str(number) for number in range(len(scores))]
     return dict(sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1]))
 
 

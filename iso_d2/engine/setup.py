@@ -67,6 +67,10 @@ def load_config(config_file="", opts=()):
     for key in untyped.intersection(opts[::2]):
         cfg.merge_from_list([key, None])
     _merge(cfg, cfg.merge_from_list, list(opts))
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be cpu, cuda or cuda:N, got {cfg.MODEL.DEVICE!r}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device here: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
@@ -85,12 +89,14 @@ def find_config(name):
     Raises:
         FileNotFoundError: as in :func:`load_config`.
     """
-    if os.path.isfile(name):
-        return Path(name)
+    for file in (Path(name), Path(f"{name}.yaml")):
+        if file.is_file():
+            return file
     folder = next(folder for folder in CONFIGS if folder.is_dir())
-    named = str(name).removeprefix("configs/")
+    named = os.path.normpath(name).removeprefix("configs" + os.sep)
     for file in (folder / named, folder / f"{named}.yaml"):
-        if not os.path.isabs(named) and file.is_file():
+        if not os.path.isabs(named) and ".." not in named and file.is_file():
+            logger.info("Config %s, which comes with iso_d2", file)
             return file
     files = folder.rglob("[!B]*.yaml")  # not those called Base-...
     by_stem = {file.stem: str(file.relative_to(folder).with_suffix("")) for file in files}
@@ -148,22 +154,26 @@ def join_processes():
     """Join the processes that torchrun or SLURM's srun has started, as Detectron2's ``launch`` joins its own.
 
     torchrun sets what is read: LOCAL_RANK, RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-    srun sets SLURM_PROCID, SLURM_LOCALID, SLURM_NTASKS and SLURM_NNODES; they count if MASTER_ADDR, the host
-    of process 0, and MASTER_PORT are set beside them.
+    srun sets SLURM_PROCID, SLURM_LOCALID, SLURM_STEP_NUM_TASKS and SLURM_STEP_NUM_NODES; they count if
+    MASTER_ADDR, the host of process 0, and MASTER_PORT are set beside them. (The script of sbatch itself has
+    the first two, too.)
 
     Returns:
         bool: whether this is one of several such processes. If not, nothing is done.
     """
     env = os.environ
-    if "LOCAL_RANK" in env:
-        names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
-    elif "SLURM_PROCID" in env and "MASTER_ADDR" in env:
-        names = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"
+    by_torchrun = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+    by_srun = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"
+    if set(by_torchrun) <= set(env):
+        names = by_torchrun
+    elif {*by_srun, "MASTER_ADDR"} <= set(env):
+        names = by_srun
     else:
         return False
     rank, local_rank, world_size = (int(env[name]) for name in names)
     if world_size == 1:
         return False
+    print(f"Process {rank} of {world_size} joins the others", flush=True)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         # srun may show each process its own GPU alone
@@ -171,7 +181,7 @@ def join_processes():
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT
     )
-    on_this_machine = env.get("LOCAL_WORLD_SIZE") or world_size // int(env["SLURM_NNODES"])
+    on_this_machine = env.get("LOCAL_WORLD_SIZE") or world_size // int(env["SLURM_STEP_NUM_NODES"])
     comm.create_local_process_group(int(on_this_machine))
     comm.synchronize()
     return True

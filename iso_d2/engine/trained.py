@@ -38,7 +38,7 @@ def load(name, device=None):
 
     Args:
         name (str): one of :func:`list_models`.
-        device (str or None): to run it on. None: a GPU if there is one.
+        device (str, torch.device or None): to run it on. None: a GPU if there is one.
 
     Returns:
         TrainedNetwork
@@ -46,20 +46,30 @@ def load(name, device=None):
     Raises:
         ValueError: there is no such network; the message names similar ones. Or its file is damaged.
     """
-    card = json.loads((FOLDER / f"{_known(name)}.json").read_text(encoding="utf-8"))
-    weights = FOLDER / f"{name}.safetensors"
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != card["sha256"]:
-        raise ValueError(
-            f"{weights} is damaged: its checksum is not that of its model card. Reinstall iso_d2."
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TrainedNetwork(name, trained_config(name, ["MODEL.DEVICE", device]), card)
+    cfg = trained_config(name, ["MODEL.DEVICE", str(device)] if device else ())
+    return TrainedNetwork(name, cfg, _card(name))
 
 
 def trained_config(name, opts=()):
-    """CfgNode: that of a network's training, with MODEL.WEIGHTS, changed by KEY VALUE pairs; see `load`."""
-    weights = str(FOLDER / f"{_known(name)}.safetensors")
-    return load_config(FOLDER / f"{name}.yaml", ["MODEL.WEIGHTS", weights, *opts])
+    """CfgNode: that of a network's training, with MODEL.WEIGHTS, on a GPU if there is one; changed by `opts`.
+
+    Args:
+        name (str): of the network.
+        opts (sequence): keys and values in turn.
+
+    Raises:
+        ValueError: as in :func:`load`.
+    """
+    weights = FOLDER / f"{_known(name)}.safetensors"
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != _card(name)["sha256"]:
+        raise ValueError(f"{weights} is damaged: its checksum is not its model card's. Reinstall iso_d2.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    given = ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", device, *opts]
+    return load_config(FOLDER / f"{name}.yaml", given)
+
+
+def _card(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _known(name):

@@ -175,6 +175,35 @@ def test_classes_come_with_the_file(exported):
     MetadataCatalog.remove("elsewhere")
 
 
+def test_ids_of_a_json_come_with_the_file(exported):
+    model, cfg = exported("mask_rcnn", "torchscript")
+    ids = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_dataset_id_to_contiguous_id
+    assert {int(key): value for key, value in model.about["category_ids"].items()} == ids
+    model.config(["DATASETS.TEST", "('elsewhere',)"])
+    assert MetadataCatalog.get("elsewhere").thing_dataset_id_to_contiguous_id == ids
+    MetadataCatalog.remove("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda found: found | {"boxes": found["boxes"] + 9}, "boxes differ by"),
+        (lambda found: found | {"classes": found["classes"] + 1}, "boxes differ by inf"),
+        (lambda found: found | {"masks": 1 - found["masks"]}, "boxes differ by"),
+        (
+            lambda found: {name: value[:3] for name, value in found.items()},
+            "the file finds 3 boxes, the network",
+        ),
+    ],
+)
+def test_files_that_find_something_else_are_refused(trained, tmp_path, monkeypatch, change, message):
+    run = ExportedModel.run
+    monkeypatch.setattr(ExportedModel, "run", lambda self, images: change(run(self, images)))
+    with pytest.raises(ValueError, match=message):
+        export_model(trained("mask_rcnn"), "torchscript", tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())
+
+
 class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -1,12 +1,13 @@
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 
-from iso_d2.engine.setup import load_config, setup
+from iso_d2.engine.setup import find_config, load_config, setup
 
 
 def test_file_then_pairs(tmp_path):
@@ -28,7 +29,7 @@ def test_a_pair_may_change_the_type_of_what_is_none_by_default(tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.yaml' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml' does not exist, and none of this name"):
         load_config(tmp_path / "absent.yaml")
 
 
@@ -138,3 +139,23 @@ def test_options_behind_pairs():
     args = default_argument_parser().parse_args(["SOLVER.MAX_ITER", "3", "--resume"])
     with pytest.raises(ValueError, match="--resume must come before the first KEY VALUE"):
         setup(args)
+
+
+def test_configs_of_the_package_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = find_config("quick/isounet_phantom")
+    assert whole.parts[-3:] == ("configs", "quick", "isounet_phantom.yaml")
+    for name in (
+        "quick/isounet_phantom.yaml",
+        "configs/quick/isounet_phantom",
+        "./configs/quick/isounet_phantom.yaml",
+    ):
+        assert find_config(name) == whole
+    for name, near in (("isounet_phantom", "quick/isounet_phantom"), ("risonet50_frcn", "risonet50_frcnn")):
+        with pytest.raises(FileNotFoundError, match=f"none of this name comes.*; similar ones: .*{near}"):
+            find_config(name)
+    with pytest.raises(FileNotFoundError):
+        find_config("../configs/quick/isounet_phantom.yaml")
+    (tmp_path / "risonet50_frcnn.yaml").write_text("VERSION: 2")
+    for name in ("risonet50_frcnn", "risonet50_frcnn.yaml"):  # what lies here comes first
+        assert find_config(name) == Path(f"{tmp_path.name}/risonet50_frcnn.yaml").relative_to(tmp_path.name)

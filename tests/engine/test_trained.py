@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import iso_d2
 from iso_d2.engine import trained
+from iso_d2.engine.predictor import by_class
 from iso_d2.engine.setup import load_config
 from iso_d2.modeling import fold_scales_
 
@@ -96,6 +98,37 @@ def test_grey_pixels_are_three_equal_channels():
         torch.testing.assert_close(network(form).probabilities, expected, rtol=0, atol=0)
 
 
+def test_pil_images_are_read_as_files_are(tmp_path):
+    """16 bits are scaled, and the orientation that a camera noted counts."""
+    network = iso_d2.load("isounet-lgg-narrow", device=torch.device("cpu"))
+    ramp = np.linspace(0, 65535, 48 * 40).astype(np.uint16).reshape(48, 40)
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    Image.fromarray((ramp // 257).astype(np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    for name, shape in (("16.png", (48, 40, 3)), ("turned.png", (40, 48, 3))):
+        by_file, by_image = network(tmp_path / name).image, network(Image.open(tmp_path / name)).image
+        assert by_file.shape == shape and by_file.max() == 255 and len(np.unique(by_file)) > 200
+        np.testing.assert_array_equal(by_image, by_file)
+    for values in (ramp.astype(np.int32), ramp.astype(np.float32)):
+        with pytest.raises(ValueError, match="cannot read the PIL image: its values have 32 bits"):
+            network(Image.fromarray(values))
+
+
+def test_a_prediction_keeps_its_image():
+    network = iso_d2.load("isounet-lgg-narrow", device="cpu")
+    frame, before = torch.full((3, 32, 32), 7, dtype=torch.uint8), torch.get_rng_state()
+    prediction = network(frame)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn
+    frame.zero_()
+    assert (prediction.image == 7).all()
+
+
+def test_classes_without_one_name_each_have_numbers():
+    for names in (["a"], ["a", "a"], None):
+        assert by_class([0.1, 0.9], SimpleNamespace(get=lambda _, names=names: names)) == {"1": 0.9, "0": 0.1}
+
+
 @pytest.mark.parametrize(
     "image, message",
     [
@@ -168,6 +201,17 @@ def test_damaged_weights_are_not_loaded(tmp_path, monkeypatch):
     file.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged: its checksum"):
         iso_d2.load("isounet-lgg-narrow")
+    with pytest.raises(ValueError, match="is damaged: its checksum"):
+        trained.trained_config("isounet-lgg-narrow")
+
+
+def test_a_gpu_is_used_if_there_is_one(monkeypatch):
+    assert trained.trained_config("isounet-lgg-narrow").MODEL.DEVICE == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert trained.trained_config("isounet-lgg-narrow").MODEL.DEVICE == "cuda"
+    assert trained.trained_config("isounet-lgg-narrow", ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE must be cpu, cuda or cuda:N, got 'gpu'"):
+        iso_d2.load("isounet-lgg-narrow", device="gpu")
 
 
 def test_predict_takes_a_name(load_tool, tmp_path, capsys):
