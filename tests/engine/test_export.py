@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
@@ -173,8 +173,11 @@ def test_classes_come_with_the_file(exported):
     MetadataCatalog.remove("elsewhere")
 
 
-def test_ids_of_a_json_come_with_the_file(exported):
-    model, cfg = exported("mask_rcnn", "torchscript")
+def test_ids_of_a_json_come_with_the_file(trained, tmp_path):
+    cfg = trained("mask_rcnn")
+    DatasetCatalog.get(cfg.DATASETS.TEST[0])  # reading the json sets the ids
+    export_model(cfg, "torchscript", tmp_path / "model.ts")
+    model = ExportedModel(tmp_path / "model.ts")
     ids = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_dataset_id_to_contiguous_id
     assert {int(key): value for key, value in model.about["category_ids"].items()} == ids
     model.config(["DATASETS.TEST", "('elsewhere',)"])
