@@ -1,5 +1,6 @@
 """The console command ``iso-d2``. The files of tools/ are the same commands."""
 
+import argparse
 import importlib
 import shlex
 import sys
@@ -23,6 +24,11 @@ def as_typed(argv):
     """str: the command that runs, to be typed again; `argv` are its arguments, None: those of the process."""
     started = ["python"] if sys.argv[0].endswith(".py") else []
     return " ".join([*started, sys.argv[0], shlex.join(sys.argv[1:] if argv is None else argv)])
+
+
+def add_opts(parser, what="changes to the config; last"):
+    """Add the argument --opts, KEY VALUE pairs for the config, to a parser."""
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=what)
 
 
 def main(argv=None):

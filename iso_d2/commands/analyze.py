@@ -30,7 +30,7 @@ from ..engine.analysis import analyze_config, load_default_images, load_images
 from ..engine.setup import find_config, load_config
 from ..files import write_atomically
 from ..provenance import versions
-from . import as_typed
+from . import add_opts, as_typed
 
 
 def parse_args(argv):
@@ -53,8 +53,7 @@ def parse_args(argv):
     grid = "circular grid of each convolution, at least (the smallest without wrap-around: 5 for 3x3)"
     add("--grid", type=int, default=0, metavar="PIXELS", help=grid)
     add("--device", metavar="DEVICE", help="MODEL.DEVICE, e.g. cpu or cuda")
-    opts = "changes to the config of every model; last"
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=opts)
+    add_opts(parser, "changes to the config of every model; last")
     return parser.parse_args(argv)
 
 

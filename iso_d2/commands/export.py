@@ -11,6 +11,7 @@ from detectron2.utils.logger import setup_logger
 from ..engine.export import export_model
 from ..engine.exported import SUFFIXES
 from ..engine.setup import load_config
+from . import add_opts
 
 
 def parse_args(argv):
@@ -21,13 +22,7 @@ def parse_args(argv):
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     suffixes = ", ".join(SUFFIXES.values())
     parser.add_argument("--output", required=True, metavar="FILE", help=f"to write; ends in {suffixes}")
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes to the config, MODEL.WEIGHTS among them; last",
-    )
+    add_opts(parser, "changes to the config, MODEL.WEIGHTS among them; last")
     return parser.parse_args(argv)
 
 

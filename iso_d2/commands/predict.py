@@ -27,6 +27,7 @@ from ..engine.setup import load_config
 from ..engine.trained import trained_config
 from ..evaluation.masks import PredictedMasks, is_mask
 from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image, write_atomically
+from . import add_opts
 
 
 def parse_args(argv):
@@ -47,13 +48,7 @@ def parse_args(argv):
         help="detections with a lower score are not drawn (0.5); pixels with a lower probability are not "
         "foreground (TEST.SEGMENTATION.THRESHOLD)",
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes to the config; last",
-    )
+    add_opts(parser)
     return parser.parse_args(argv)
 
 

@@ -120,12 +120,9 @@ class TrainedNetwork:
         return self._predict(images)
 
     def _predict(self, image):
-        if isinstance(image, (str, Path)):
-            pixels = read_image(image, "RGB")
-        else:
-            image = rgb_array(image)
-            pixels = image.transpose(1, 2, 0)
-        output = self._predictor(image)
+        is_file = isinstance(image, (str, Path))
+        pixels = read_image(image, "RGB") if is_file else rgb_array(image).transpose(1, 2, 0)
+        output = self._predictor(pixels.transpose(2, 0, 1))
         found = {"instances": output.get("instances"), "image": pixels, "metadata": self._metadata}
         if "sem_seg" in output:
             found["probabilities"] = probabilities = output["sem_seg"].cpu()
