@@ -23,7 +23,7 @@ from .predictor import Predictor, class_metadata
 BATCHED, SINGLE = ("ImageClassifier", "UNetSegmentor"), ("GeneralizedRCNN", "RetinaNet")
 # of ONNX; RoIAlign needs 16 to compute what Detectron2 does
 OPSET = 17
-# between a file and the network, in probabilities and scores
+# between a file and the network, see `export_model`
 TOLERANCE = 1e-3
 
 
@@ -40,8 +40,9 @@ def export_model(cfg, format, file):
         file (str or Path): with the suffix of its format: .onnx, .ts or .pt2.
 
     Returns:
-        tuple[dict, float]: the metadata; the largest difference that the run at the end found, in
-        probabilities or scores.
+        tuple[dict, float or None]: the metadata; the largest difference that the run at the end found, in
+        probabilities, scores, masks, and coordinates by the image's side. None: a detector that finds nothing
+        in noise.
 
     Raises:
         FileNotFoundError: no such folder or checkpoint.
@@ -105,6 +106,7 @@ def _about(cfg, format, model):
     batched = cfg.MODEL.META_ARCHITECTURE in BATCHED
     is_unet = isinstance(model, UNetSegmentor)
     channels = model.unet.in_channels if is_unet else len(model.pixel_mean)
+    metadata = {} if is_unet else class_metadata(cfg)
     return {
         "versions": versions(),
         "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
@@ -116,8 +118,8 @@ def _about(cfg, format, model):
             "channels": cfg.INPUT.FORMAT,
             "multiple_of": 2 ** len(model.unet.ups) if is_unet and format == "torch_export" else 1,
         },
-        "classes": None if is_unet else class_metadata(cfg).get("thing_classes"),
-        "category_ids": None if is_unet else class_metadata(cfg).get("thing_dataset_id_to_contiguous_id"),
+        "classes": metadata.get("thing_classes"),
+        "category_ids": metadata.get("thing_dataset_id_to_contiguous_id"),
         "config": cfg.dump(),
     }
 
