@@ -22,6 +22,7 @@ from ..randomness import seeded
 
 # What a trainer saves and stops at. The last is what SLURM sends before the time is up, if asked (--signal)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_TELLS_SENDERS = hasattr(signal, "sigwaitinfo")  # macOS has none, and cannot tell who sent a signal
 
 
 class TrainingLoader(DataLoader):
@@ -68,8 +69,19 @@ class TrainingLoader(DataLoader):
             collate_fn=trivial_batch_collator,
             # an iterator draws a seed, and would take it from the generator of the model's random numbers
             generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_watch_for_the_trainer,
         )
+
+    def __iter__(self):
+        """As of DataLoader; a signal to the whole group of processes ends no worker while the trainer saves."""
+        if not _TELLS_SENDERS:
+            return super().__iter__()
+        # forked workers inherit it, and with them every thread that a library starts there
+        usual = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
     def seek(self, step):
         """Let the next iterator begin with the batch of this step, counted from 0."""
@@ -113,10 +125,9 @@ class _Mapped(Dataset):
         return mapped
 
 
-def _leave_signals_to_the_trainer(_):
-    """A signal to the whole group of processes must not end a worker while the trainer saves."""
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and cannot tell who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+def _watch_for_the_trainer(_):
+    if _TELLS_SENDERS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a worker that is no fork has not inherited it
         threading.Thread(target=_end_with_the_trainer, daemon=True).start()
 
 

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import subprocess
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -125,11 +127,18 @@ def test_batches_in_memory_from_any_step(rank, world_size):
     assert len(flat) == 9
 
 
-def test_a_signal_to_the_workers_does_not_end_them():
+def test_a_signal_to_the_workers_does_not_end_them(monkeypatch):
+    def start_a_thread(_):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+    # a library may start threads in a worker before our function of it runs; they get signals as well
+    monkeypatch.setattr(torch, "set_num_threads", start_a_thread)
     batches = iter(loader(num_workers=1))
     first = next(batches)
     # of another process; that of the trainer does end them
-    subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)
+    for _ in range(8):
+        subprocess.run(["kill", "-TERM", str(batches._workers[0].pid)], check=True)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert [first, *take(batches, 8)] == take(loader(), 9)
 
 
