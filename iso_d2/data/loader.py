@@ -73,7 +73,7 @@ class TrainingLoader(DataLoader):
         )
 
     def __iter__(self):
-        """As of DataLoader; a signal to the whole group of processes ends no worker while the trainer saves."""
+        """As of DataLoader; a signal to the whole group of processes ends no worker while a trainer saves."""
         if not _TELLS_SENDERS:
             return super().__iter__()
         # forked workers inherit it, and with them every thread that a library starts there
