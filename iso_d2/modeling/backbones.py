@@ -5,6 +5,7 @@ A config without iso_d2's keys gets their defaults, so a stock Detectron2 config
 """
 
 import logging
+import math
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -75,7 +76,7 @@ def _build_fpn(cfg, input_shape, in_features, top_block):
         in_features=in_features,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block(in_features[-1], bottom_up.output_shape()[in_features[-1]].channels),
+        top_block=top_block(in_features[-1], bottom_up.output_shape()[in_features[-1]]),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
@@ -103,7 +104,13 @@ def build_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
     empty ``FPN.IN_FEATURES`` means res2 to res5.
     """
     in_features = ["res2", "res3", "res4", "res5"]
-    return _build_fpn(cfg, input_shape, in_features, lambda last, channels: LastLevelMaxPool())
+    return _build_fpn(cfg, input_shape, in_features, _pooled)
+
+
+def _pooled(_, last):
+    level = LastLevelMaxPool()
+    level.in_feature = f"p{int(math.log2(last.stride))}"  # Detectron2 takes p5 for the last one
+    return level
 
 
 @BACKBONE_REGISTRY.register()
@@ -116,7 +123,7 @@ def build_retinanet_isonet_fpn_backbone(cfg, input_shape: ShapeSpec):
         cfg,
         input_shape,
         ["res3", "res4", "res5"],
-        lambda last, channels: LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last),
+        lambda name, last: LastLevelP6P7(last.channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=name),
     )
 
 

@@ -103,6 +103,15 @@ def test_fpn_levels(name, levels, strides):
     assert not [m for m in backbone.modules() if "Norm" in type(m).__name__]
 
 
+def test_fpn_pools_whatever_its_last_feature_is():
+    cfg = make_cfg(DEPTH=8, STEM="cifar")
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    backbone = build(cfg, "build_isonet_fpn_backbone")
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    assert strides == {"p1": 2, "p2": 4, "p3": 8}
+    assert backbone(torch.rand(1, 3, 32, 48))["p3"].shape[2:] == (4, 6)
+
+
 def test_retinanet_fpn_takes_its_top_from_the_last_feature():
     cfg = make_cfg()
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
