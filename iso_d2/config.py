@@ -73,6 +73,12 @@ def _iso_config():
     # Which of res2 ... res5 keep only their input in training and compute the rest again in backward
     cfg.MODEL.ISONET.CHECKPOINT_STAGES = []
 
+    cfg.MODEL.ISOMETRIZED = CN()
+    # Name of the backbone of which build_isometrized_backbone makes an isometric one, with ISONET.SIGNAL
+    cfg.MODEL.ISOMETRIZED.BACKBONE = "build_resnet_fpn_backbone"
+    # Side of the images that its gains are measured with: about that of the training images
+    cfg.MODEL.ISOMETRIZED.IMAGE_SIZE = 224
+
     cfg.MODEL.CLASSIFIER = CN()
     # Classes of ImageClassifier, and width of ISONet's own linear layer when OUT_FEATURES names it
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 1000

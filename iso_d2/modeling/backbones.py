@@ -7,6 +7,7 @@ A config without iso_d2's keys gets their defaults, so a stock Detectron2 config
 import logging
 import math
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
@@ -162,3 +163,32 @@ def isometrize(model, example_inputs, signal="scaled"):
     """:func:`iso_d2.isometry.isometrize`, which gives an :class:`IsometrizedBackbone` for a Backbone."""
     net, report = isometry.isometrize(model, example_inputs, signal)
     return (IsometrizedBackbone(net, model) if isinstance(model, Backbone) else net), report
+
+
+@BACKBONE_REGISTRY.register()
+def build_isometrized_backbone(cfg, input_shape: ShapeSpec):
+    """The backbone of another builder without its normalization, isometric: see :func:`isometrize`.
+
+    Args:
+        cfg (CfgNode): of ``MODEL.ISOMETRIZED`` BACKBONE, the builder's name, and IMAGE_SIZE;
+            ``MODEL.ISONET.SIGNAL``; what that builder reads. All layers are trained, whatever
+            ``MODEL.BACKBONE.FREEZE_AT`` says.
+        input_shape (ShapeSpec): its `channels` are those of the image.
+
+    Returns:
+        IsometrizedBackbone
+
+    Raises:
+        ValueError: no such builder; as of :func:`iso_d2.isometry.isometrize`.
+    """
+    cfg = with_iso_config(cfg)
+    node = cfg.MODEL.ISOMETRIZED
+    if node.BACKBONE not in BACKBONE_REGISTRY or node.BACKBONE == build_isometrized_backbone.__name__:
+        raise ValueError(
+            f"MODEL.ISOMETRIZED.BACKBONE must be the name of another registered backbone, got {node.BACKBONE!r}"
+        )
+    backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, input_shape)
+    images = torch.zeros(2, input_shape.channels, node.IMAGE_SIZE, node.IMAGE_SIZE)
+    network, report = isometrize(backbone, images, cfg.MODEL.ISONET.SIGNAL)
+    logging.getLogger(__name__).info("isometrized %s: %s", node.BACKBONE, report)
+    return network

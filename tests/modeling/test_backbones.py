@@ -136,6 +136,22 @@ def test_a_scale_init_that_is_no_number_is_named():
         build(make_cfg(SCALE_INIT="none"), "build_isonet_backbone")
 
 
+def test_a_backbone_isometrized_by_its_name():
+    cfg = make_cfg(SIGNAL="scaled")
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.OUT_FEATURES = 8, "BN", ["res4"]
+    cfg.MODEL.ISOMETRIZED.BACKBONE, cfg.MODEL.ISOMETRIZED.IMAGE_SIZE = "build_cifar_resnet_backbone", 32
+    backbone = build(cfg, "build_isometrized_backbone")
+    features = backbone(torch.randn(4, 3, 32, 32))["res4"]
+    assert features.shape == (4, 64, 8, 8) and backbone.output_shape()["res4"].stride == 4
+    assert not [m for m in backbone.modules() if "Norm" in type(m).__name__]
+    assert sum(isinstance(m, SReLU) for m in backbone.modules()) == 7
+    assert 0.38 < features.square().mean() < 1.52  # 0.76 is what an SReLU leaves of 1
+    for name in ("build_nothing", "build_isometrized_backbone"):
+        cfg.MODEL.ISOMETRIZED.BACKBONE = name
+        with pytest.raises(ValueError, match=f"another registered backbone, got '{name}'"):
+            build(cfg, "build_isometrized_backbone")
+
+
 def detector(norm="BN"):
     """Faster R-CNN with FPN over Detectron2's ResNet-18, of which nothing is frozen."""
     cfg = get_cfg()
