@@ -183,9 +183,9 @@ def build_isometrized_backbone(cfg, input_shape: ShapeSpec):
     """
     cfg = with_iso_config(cfg)
     node = cfg.MODEL.ISOMETRIZED
-    if node.BACKBONE not in BACKBONE_REGISTRY or node.BACKBONE == build_isometrized_backbone.__name__:
+    if node.BACKBONE not in BACKBONE_REGISTRY or node.BACKBONE == "build_isometrized_backbone":
         raise ValueError(
-            f"MODEL.ISOMETRIZED.BACKBONE must be the name of another registered backbone, got {node.BACKBONE!r}"
+            f"MODEL.ISOMETRIZED.BACKBONE must name another registered backbone, got {node.BACKBONE!r}"
         )
     backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, input_shape)
     images = torch.zeros(2, input_shape.channels, node.IMAGE_SIZE, node.IMAGE_SIZE)
