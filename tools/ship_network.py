@@ -36,6 +36,7 @@ def parse_args(argv):
     parser.add_argument(
         "--results", required=True, help="further results, in words, such as those of other seeds"
     )
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE: what the config shall say")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="(iso_d2/weights)")
     return parser.parse_args(argv)
 
@@ -47,6 +48,7 @@ def main(argv=None):
     weights = args.folder / f"{args.name}.safetensors"
     cfg = CfgNode.load_cfg((args.run / "config.yaml").read_text(encoding="utf-8"))
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = "output", ""
+    cfg.merge_from_list(args.opts)
     lines = (args.run / "metrics.json").read_text(encoding="utf-8").splitlines()
     last = {name: value for line in lines for name, value in json.loads(line).items()}
     card_file = args.folder / f"{args.name}.json"

@@ -90,6 +90,20 @@ def test_a_slice_in_every_form_gives_the_same_mask(tmp_path):
     assert (drawn == (255, 0, 0)).all(axis=2).any()
 
 
+@pytest.mark.parametrize("name", ["risonet20-cifar10"])
+def test_a_classifier_knows_enlarged_images_of_cifar10(real_data, name):
+    real_data("cifar-10-batches-bin")
+    network = iso_d2.load(name, device="cpu")
+    records = DatasetCatalog.get("cifar10_test")[:200]
+    names = MetadataCatalog.get("cifar10_test").thing_classes
+    right = 0
+    for record in records:
+        image = Image.fromarray(record["image_array"].transpose(1, 2, 0)).resize((96, 96), Image.BICUBIC)
+        scores = network(image).scores
+        right += max(scores, key=scores.get) == names[record["label"]]
+    assert right >= 0.75 * len(records)
+
+
 def test_grey_pixels_are_three_equal_channels():
     network = iso_d2.load("isounet-lgg-narrow", device="cpu")
     grey = np.random.default_rng(0).integers(0, 256, (40, 48), dtype=np.uint8)
