@@ -7,6 +7,7 @@ import torch
 
 from .activation import measure_activation
 from .appetite import measure_appetite
+from .compilation import measure_compilation
 from .data import measure_data
 from .inference import measure_inference
 from .launches import measure_launches
@@ -30,13 +31,14 @@ PARTS = {
     "inference": (measure_inference, 1.5),
     "data": (measure_data, 2.5),
     "profile": (measure_profile, 1),
+    "compile": (measure_compilation, 2),
     "launches": (measure_launches, 0.1),
     "appetite": (measure_appetite, 2),
     "many_gpus": (measure_many_gpus, 1),
     "scaling": (measure_scaling, 8),
 }
 # What `all` means: these have to be asked for.
-ON_REQUEST = ("profile", "launches", "appetite", "many_gpus", "scaling")
+ON_REQUEST = ("profile", "compile", "launches", "appetite", "many_gpus", "scaling")
 ALL = tuple(part for part in PARTS if part not in ON_REQUEST)
 
 

@@ -2,6 +2,7 @@
 
 python tools/benchmark.py [machine|penalty|activation|step|memory|inference|data|all ...] [--scaling] [...]
 python tools/benchmark.py profile           # where the time of a training step goes
+python tools/benchmark.py compile           # steps with torch.compile beside those without
 python tools/benchmark.py launches          # how many kernels a GPU would be asked for
 python tools/benchmark.py appetite many_gpus    # what GPUs would take, estimated from counts
 python tools/benchmark.py report [--output FILE]
