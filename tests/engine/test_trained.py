@@ -90,7 +90,7 @@ def test_a_slice_in_every_form_gives_the_same_mask(tmp_path):
     assert (drawn == (255, 0, 0)).all(axis=2).any()
 
 
-@pytest.mark.parametrize("name", ["risonet20-cifar10"])
+@pytest.mark.parametrize("name", ["isonet20-cifar10", "risonet20-cifar10"])
 def test_a_classifier_knows_enlarged_images_of_cifar10(real_data, name):
     real_data("cifar-10-batches-bin")
     network = iso_d2.load(name, device="cpu")
