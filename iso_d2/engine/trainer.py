@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.history_buffer import HistoryBuffer
@@ -20,8 +20,9 @@ from ..evaluation import build_evaluator
 from ..isometry.model import unwrap
 from ..randomness import seed_generators
 from .checkpoint import IsoCheckpointer
-from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, LossNormalizerHook
+from .checkpoint_hooks import TrainingStopped
 from .checks import (
+    check_best,
     check_kind,
     check_num_classes,
     check_numbers,
@@ -29,12 +30,12 @@ from .checks import (
     explained_missing_files,
     warn_of_unscaled_images,
 )
-from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode, with_seed
-from .compilation import CompileHook
+from .choices import epochs_to_iterations, with_seed
 from .divergence import Remembering, diagnosis
 from .earlier_training import changes, check_folder_is_free, go_on_with_new_values, set_aside
-from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
-from .mixed_precision import inner_trainer
+from .hook_order import AFTER_CHECKPOINT, build_hooks
+from .hooks import DeltaInitHook
+from .mixed_precision import inner_trainer, parts_of
 from .optimizer import build_optimizer
 
 # Types of data sets whose mapped images are all of one size
@@ -65,6 +66,7 @@ class Trainer(DefaultTrainer):
         self.check_datasets(cfg)
         cfg = with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
         check_numbers(cfg)
+        check_best(cfg, type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -89,39 +91,37 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """The hooks that the config asks for, then Detectron2's, of which the writer must come last."""
-        iso, hooks = self.cfg.ISO, []
-        if iso.DELTA_INIT.ENABLED:
-            hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
-        coeff = penalty_coefficient(self.cfg)
-        if coeff != 0:
-            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND", "PRECISION")
-            options = {key.lower(): iso.ORTHO[key] for key in keys}
-            hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
-        if iso.ANALYSIS.PERIOD > 0:
-            hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
-        if self.cfg.MODEL.COMPILE:
-            hooks.append(CompileHook())
-        hooks += [WhiteningHook(), SignalHook(), LossNormalizerHook()]
-        solver, checkpointer = self.cfg.SOLVER, self.checkpointer
-        for hook in super().build_hooks():
-            if isinstance(hook, EvalHook):
-                keys = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MINUTES, solver.CHECKPOINTS_KEPT
-                hooks += [CheckpointHook(checkpointer, *keys), hook]
-                if self.cfg.TEST.BEST:
-                    hooks.append(BestCheckpointHook(checkpointer, *self.cfg.TEST.BEST))
-            elif not isinstance(hook, PeriodicCheckpointer):
-                hooks.append(hook)
-        return hooks
+        """The hooks of the config, see :func:`~iso_d2.engine.hook_order.build_hooks`."""
+        return build_hooks(self, super().build_hooks())
 
     def before_train(self):
         # else they grow by some ten values a step
         self.storage._history = defaultdict(partial(HistoryBuffer, max_length=1000))
         super().before_train()
+        if self.start_iter > 0 and self.cfg.TEST.BEST:
+            # a checkpoint comes before the evaluation of its step, which may have been lost
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks:
+                if isinstance(hook, AFTER_CHECKPOINT):
+                    hook.after_step()
+            self.iter = self.storage.iter = self.start_iter
+
+    def train(self):
+        """As Detectron2's. Early stopping (TEST.PATIENCE) is an end like any other."""
+        try:
+            return super().train()
+        except TrainingStopped as stopped:
+            logger.info("%s", stopped)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
 
     def run_step(self):
         if self._batches is None:
-            self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
+            loader, parts = self._trainer.data_loader, self.cfg.SOLVER.ACCUMULATE
+            self._batches = Remembering(parts_of(loader, parts) if parts > 1 else loader)
+            self._trainer._data_loader_iter_obj = self._batches
         self._seed_step()
         try:
             super().run_step()
