@@ -17,7 +17,6 @@ from ..data.batches import build_evaluation_batches, build_training_batches, in_
 from ..data.loader import build_training_loader, shared_seed
 from ..data.mappers import build_mapper
 from ..evaluation import build_evaluator
-from ..isometry.model import unwrap
 from ..randomness import seed_generators
 from .checkpoint import IsoCheckpointer
 from .checkpoint_hooks import TrainingStopped
@@ -31,12 +30,13 @@ from .checks import (
     warn_of_unscaled_images,
 )
 from .choices import epochs_to_iterations, with_seed
-from .divergence import Remembering, diagnosis
+from .divergence import Remembering, advice
 from .earlier_training import changes, check_folder_is_free, go_on_with_new_values, set_aside
 from .hook_order import AFTER_CHECKPOINT, build_hooks
 from .hooks import DeltaInitHook
 from .mixed_precision import inner_trainer, parts_of
 from .optimizer import build_optimizer
+from .writers import build_writers
 
 # Types of data sets whose mapped images are all of one size
 ONE_SIZE = ("classification", "medical_segmentation")
@@ -84,7 +84,7 @@ class Trainer(DefaultTrainer):
         self._trainer = make_inner_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = IsoCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self._batches = None
+        self._batches, self._runs = None, []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -94,9 +94,16 @@ class Trainer(DefaultTrainer):
         """The hooks of the config, see :func:`~iso_d2.engine.hook_order.build_hooks`."""
         return build_hooks(self, super().build_hooks())
 
+    def build_writers(self):
+        """Detectron2's, and those of ISO.WRITERS."""
+        self._runs = build_writers(self.cfg)
+        return super().build_writers() + self._runs
+
     def before_train(self):
         # else they grow by some ten values a step
         self.storage._history = defaultdict(partial(HistoryBuffer, max_length=1000))
+        for run in self._runs:
+            run.start(goes_on=self.start_iter > 0)
         super().before_train()
         if self.start_iter > 0 and self.cfg.TEST.BEST:
             # a checkpoint comes before the evaluation of its step, which may have been lost
@@ -129,31 +136,15 @@ class Trainer(DefaultTrainer):
             if bound and loss > bound:
                 raise FloatingPointError(f"total_loss is {loss}, above SOLVER.MAX_LOSS {bound}")
         except FloatingPointError as error:
-            raise FloatingPointError(self._advice(error)) from error
+            self._seed_step()
+            # one of several processes cannot compute a step alone
+            batch = self._batches.last if comm.get_world_size() == 1 else None
+            raise FloatingPointError(advice(self, batch, error)) from error
 
     def _seed_step(self):
         """A step draws the same whatever came before it, so that a training can be continued."""
         on_gpu = next(self.model.parameters()).is_cuda
         seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
-
-    def _advice(self, error):
-        self._seed_step()
-        # one of several processes cannot compute a step alone
-        batch = self._batches.last if comm.get_world_size() == 1 else None
-        amp = self.cfg.SOLVER.AMP
-        dtype = torch.bfloat16 if amp.PRECISION == "bf16" else torch.float16
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, dtype=dtype, enabled=amp.ENABLED):
-            found = diagnosis(unwrap(self.model), batch)
-        try:
-            last = f"with --resume from {self.checkpointer.get_checkpoint_file()}, the last good checkpoint"
-        except ValueError:
-            last = "from the start, since there is no checkpoint yet"
-        return (
-            f"The training diverged at iteration {self.iter}: {found}. Lower SOLVER.BASE_LR (it is "
-            f"{self.cfg.SOLVER.BASE_LR}), warm up longer (SOLVER.WARMUP_ITERS) or clip the gradients "
-            f"(SOLVER.CLIP_GRADIENTS), and go on {last}. What was seen first: {error}"
-        )
 
     def state_dict(self):
         """As Detectron2's, with the config and the number of processes."""
