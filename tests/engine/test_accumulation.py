@@ -141,3 +141,29 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path, toy_data, usual_handl
         trained(tmp_path / "parts", *opts, hook=At(2, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
     assert trained(tmp_path / "parts", *opts).start_iter == 4
     assert kills.digest(tmp_path / "parts") == kills.digest(tmp_path / "whole")
+
+
+def test_activations_take_the_memory_of_one_part(tmp_path, toy_data):
+    """The most bytes of saved tensors at a time, weights aside."""
+
+    class Kept:
+        now = most = 0
+
+        def __init__(self, tensor):
+            self.tensor, self.size = tensor, tensor.nbytes * (not isinstance(tensor, nn.Parameter))
+            Kept.now += self.size
+            Kept.most = max(Kept.most, Kept.now)
+
+        def __del__(self):
+            Kept.now -= self.size
+
+    most = {}
+    for parts in (1, 4):
+        trainer = Trainer(
+            toy_config(tmp_path / str(parts), "SOLVER.ACCUMULATE", parts, "SOLVER.IMS_PER_BATCH", 4)
+        )
+        trainer._hooks, trainer.max_iter, Kept.most = [], 1, 0
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            trainer.train()
+        most[parts] = Kept.most
+    assert most[4] == pytest.approx(most[1] / 4, rel=0.01)
