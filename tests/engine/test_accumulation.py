@@ -133,6 +133,23 @@ def test_a_divergence_is_looked_for_in_the_part_where_it_is(tmp_path, toy_data):
     assert len(seen) == 3  # two parts, and one more
 
 
+def test_after_an_error_in_a_part_the_penalty_counts_for_the_diagnosis(tmp_path, toy_data):
+    """Detectron2 raises one itself where boxes are not finite."""
+    trainer = Trainer(
+        toy_config(tmp_path, "SOLVER.ACCUMULATE", 2, "DATASETS.TEST", (), "ISO.ORTHO.COEFF", 1e39)
+    )
+    raised = []
+
+    def once(*_):
+        if not raised:
+            raised.append(1)
+            raise FloatingPointError("boxes")
+
+    trainer.model.register_forward_pre_hook(once)
+    with pytest.raises(FloatingPointError, match="loss_ortho = inf.* What was seen first: boxes"):
+        trainer.train()
+
+
 def test_an_interrupted_training_goes_on_exactly(tmp_path, toy_data, usual_handlers):
     opts = "SOLVER.MAX_ITER", 6, "SOLVER.ACCUMULATE", 2, "ISO.ORTHO.COEFF", 0.5
     opts += "ISO.ORTHO.MODE", "exact", "ISO.ORTHO.FRACTION", 0.4, "SOLVER.EMA", 0.9
