@@ -90,8 +90,10 @@ def last_of_third_seed(metric, last):
 
 
 HABITS = [load("training.json")["habits"][name] for name in ("classifier", "unet")]
+KILLED = load("robustness.json")["habits"]
 FIGURES = {
     "docs/training.md": [
+        ("all # trainings that finished after # kills", [KILLED[name] for name in ("equal", "kills")]),
         ("classifier, # weights, 32 images | quick UNet, # weights", [run["weights"] for run in HABITS]),
         *(
             (f"| {row} | # ms | # ms |", [run["ms a step"][name] for run in HABITS])

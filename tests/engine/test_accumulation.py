@@ -2,16 +2,18 @@
 
 import os
 import signal
+from functools import partial
 
 import kills
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import EventStorage
-from engine_toys import At, toy_config, trained
+from engine_toys import At, toy_config, toy_with_random_weights, trained
 from test_processes import CONFIGS, SHORT, TRAININGS, Losses
 from torch import nn
 
-from iso_d2.engine import ModelPenalty, Trainer
+from iso_d2.engine import ModelPenalty, OrthogonalityLossHook, Trainer
 from iso_d2.engine.mixed_precision import AccumulatingTrainer, parts_of
 from iso_d2.engine.setup import load_config
 
@@ -76,6 +78,18 @@ def test_the_penalty_is_computed_once_a_step(tmp_path, toy_data, monkeypatch):
     monkeypatch.setattr(ModelPenalty, "__call__", lambda self: calls.append(trainer.iter) or penalty(self))
     trainer.train()
     assert calls == [0, 1, 2]
+
+
+def test_the_penalty_beside_a_loss_that_is_one_tensor():
+    image, weights = torch.full((3, 16, 16), 100, dtype=torch.uint8), []
+    for size, make in ((4, SimpleTrainer), (2, partial(AccumulatingTrainer, parts=2))):
+        model = toy_with_random_weights(tensor_loss=True)
+        data = [[{"image": image}] * size] * 4
+        trainer = make(model, data, torch.optim.SGD(model.parameters(), lr=0.05))
+        trainer.register_hooks([OrthogonalityLossHook(0.1)])
+        trainer.train(0, 2)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
 
 
 def test_one_step_by_hand():
@@ -146,7 +160,7 @@ def test_after_an_error_in_a_part_the_penalty_counts_for_the_diagnosis(tmp_path,
             raise FloatingPointError("boxes")
 
     trainer.model.register_forward_pre_hook(once)
-    with pytest.raises(FloatingPointError, match="loss_ortho = inf.* What was seen first: boxes"):
+    with pytest.raises(FloatingPointError, match=r"loss_ortho = inf.* What was seen first: boxes"):
         trainer.train()
 
 

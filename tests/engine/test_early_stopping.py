@@ -76,6 +76,11 @@ def test_a_stopped_training_goes_on_only_with_more_patience(tmp_path, run):
     assert run(tmp_path, "TEST.PATIENCE", 4)[1] == [10, 11]
 
 
+def test_a_first_value_that_is_not_finite_is_no_best(tmp_path, run):
+    values = {1: float("inf"), 3: 20.0, 5: 30.0, 7: 40.0, 9: 50.0, 11: 60.0}
+    assert run(tmp_path, "TEST.PATIENCE", 3, values=values)[1] == list(range(12))
+
+
 @pytest.mark.parametrize("step", [2, 5, 6, 8])
 def test_an_interrupted_training_stops_at_the_same_step(tmp_path, run, step):
     """The signal is seen after the next step, before that step's evaluation, which is made up for."""
