@@ -91,6 +91,7 @@ def test_it_gets_what_metrics_json_gets(tmp_path, package):
     assert {step for step, _ in wanted} == {0, 19, 24, 25}
     assert wanted[25, "bbox/AP"] == pytest.approx(100) and (0, "ortho/total") in wanted
     assert written(run.logged) == wanted
+    assert sum(len(line.keys() - {"eta_seconds"}) for line in run.logged) == len(wanted)  # nothing twice
     assert run.config["SOLVER"]["MAX_ITER"] == 25 and run.ended
     if name == "wandb":
         assert run.axis == ("*", "iteration")
