@@ -40,9 +40,6 @@ class _RangeTrainer(Trainer):
         changing = DeltaInitHook, OrthogonalityLossHook, WhiteningHook, hooks.LRScheduler
         return [hook for hook in super().build_hooks() if isinstance(hook, changing)]
 
-    def build_writers(self):
-        return []
-
     def run_step(self):
         try:
             super().run_step()

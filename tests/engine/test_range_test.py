@@ -9,6 +9,7 @@ from engine_toys import toy_config, trained
 from PIL import Image
 
 from iso_d2.commands import find_lr
+from iso_d2.engine import Trainer
 from iso_d2.engine.range_test import _RangeTrainer, range_test, smoothed, suggested_rate, write_range_test
 
 
@@ -42,7 +43,19 @@ def test_rates_rise_by_the_same_ratio_for_all_groups(tmp_path, monkeypatch):
         assert sorted(set(groups)) == pytest.approx([0.1 * rate, rate, 2 * rate])
 
 
-def test_it_ends_where_the_loss_rises(tmp_path):
+def test_it_ends_where_the_loss_has_risen(tmp_path, monkeypatch):
+    """Smoothed by hand: 1 twelve times; then w = (1 - 0.9^12) / 0.1 = 7.176, (0.9 w + l) / (0.9 w + 1)."""
+    for last, steps in ((25.0, 13), (15.0, 14)):  # 4.2 and 2.9
+        losses = [1.0] * 12 + [last] * 2
+        monkeypatch.setattr(
+            Trainer,
+            "run_step",
+            lambda self, losses=losses: self.storage.put_scalar("total_loss", losses[self.iter]),
+        )
+        assert range_test(toy_config(tmp_path), steps=14)[1] == losses[:steps]
+
+
+def test_it_ends_where_the_loss_is_not_finite(tmp_path):
     rates, losses = range_test(toy_config(tmp_path), 1e-3, 1e6, 40)
     assert 10 < len(rates) == len(losses) < 40
     assert smoothed(losses)[-2] <= 4 * min(smoothed(losses)[:-1])
