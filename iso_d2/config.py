@@ -161,6 +161,9 @@ def _iso_config():
     # Log singular values, thresholds, scales, signal and gradient by depth every so often, in steps; 0: never
     cfg.ISO.ANALYSIS.PERIOD = 0
 
+    # Trackers that get all that metrics.json gets: "wandb" (Weights & Biases), "mlflow"
+    cfg.ISO.WRITERS = []
+
     cfg.SOLVER = CN()
     # Weight decay of the SReLU thresholds
     cfg.SOLVER.SRELU_WEIGHT_DECAY = 0.0
@@ -179,6 +182,12 @@ def _iso_config():
     cfg.SOLVER.CHECKPOINT_MINUTES = 10.0
     # How many checkpoints of CHECKPOINT_PERIOD stay, the newest; 0: all
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # A step computes its IMS_PER_BATCH images in so many equal parts, one after the other: less memory, the
+    # same gradient where nothing is normalized over images
+    cfg.SOLVER.ACCUMULATE = 1
+    # Decay of a moving average of the weights, such as 0.999; evaluations and checkpoints' models are of the
+    # average; 0: none
+    cfg.SOLVER.EMA = 0.0
     # A total loss above this stops the training like one that is not finite; 0: no bound
     cfg.SOLVER.MAX_LOSS = 0.0
 
@@ -235,6 +244,8 @@ def _iso_config():
     cfg.TEST.EVAL_EPOCHS = 0
     # [metric, "max" or "min"], such as ["bbox/AP", "max"]: keep the best of the evaluations as model_best.pth
     cfg.TEST.BEST = []
+    # Stop after so many evaluations in a row without a better metric of TEST.BEST; 0: never
+    cfg.TEST.PATIENCE = 0
     cfg.TEST.SEGMENTATION = CN()
     # A pixel counts as foreground from this probability on
     cfg.TEST.SEGMENTATION.THRESHOLD = 0.5

@@ -2,10 +2,12 @@
 
     python tests/endurance.py memory --output results/robustness.json
     python tests/endurance.py cost --output results/robustness.json
+    python tests/endurance.py habits --output results/training.json
 
 "memory" trains a classifier of 8x8 images, with the penalty of each layer in the log at every 5th step.
 "cost" is the share of a step that its own random numbers, the looks at the loss and at signals, and
-the seeds of the augmentation take, in CPU time of the process.
+the seeds of the augmentation take, in CPU time of the process. "habits" is the CPU time of a step of one
+batch and of the same batch in four parts, and of the moving average of the weights.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 from detectron2.engine import DefaultTrainer, HookBase
 
 from iso_d2.data import LabelledImages, batches, loader, register_labelled_images
-from iso_d2.engine import Trainer
+from iso_d2.engine import AverageHook, Trainer
 from iso_d2.engine.checkpoint_hooks import CheckpointHook
 from iso_d2.engine.setup import load_config
 
@@ -146,12 +148,48 @@ def cost(config, steps, folder):
     return {"ms a step": round(1000 * whole / steps, 2), "n": steps, "percent": shares}
 
 
+def habits(config, steps, folder, rounds=3):
+    """dict: medians over some trainings of the milliseconds of CPU time a step, of each part."""
+    found = collections.defaultdict(list)
+    for number in range(rounds):
+        for parts in (1, 4):
+            clock, place = Clock(), f"{folder}/{number}-{parts}"
+            trainer = trainer_of(config, START + steps, place, f"SOLVER.EMA 0.999 SOLVER.ACCUMULATE {parts}")
+            trainer.register_hooks([_Restart(clock)])
+            trainer.resume_or_load(resume=False)
+            with contextlib.ExitStack() as patches:
+                for owner, name, what in (
+                    (Trainer, "run_step", f"step in {parts} parts"),
+                    (AverageHook, "after_step", "average"),
+                ):
+                    timed = clock.around(what, getattr(owner, name))
+                    patches.enter_context(mock.patch.object(owner, name, timed))
+                patches.enter_context(mock.patch.object(CheckpointHook, "_save", lambda *_: None))
+                trainer.train()
+            for name, seconds in clock.seconds.items():
+                found[name].append(1000 * seconds / steps)
+    weights = sum(p.numel() for p in trainer.model.parameters())
+    medians = {name: round(float(np.median(values)), 3) for name, values in found.items()}
+    return {"ms a step": medians, "n": steps, "rounds": rounds, "weights": weights}
+
+
+class _Restart(HookBase):
+    """Sets a clock to 0 when some steps are over."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def before_step(self):
+        if self.trainer.iter == START:
+            self.clock.seconds.clear()
+
+
 def main(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["memory", "cost"])
-    parser.add_argument("--steps", type=int, help="20000 for memory, 100 for cost")
+    parser.add_argument("what", choices=["memory", "cost", "habits"])
+    parser.add_argument("--steps", type=int, help="20000 for memory, else 100")
     parser.add_argument("--output", type=Path, help="a json file to add the result to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -160,8 +198,9 @@ def main(arguments):
             result = memory(options.steps or 20_000, folder)
         else:
             configs = {"classifier": "risonet20_shapes_cls.yaml", "unet": "isounet_phantom.yaml"}
+            measure = cost if options.what == "cost" else habits
             result = {
-                name: cost(config, options.steps or 100, f"{folder}/{name}")
+                name: measure(config, options.steps or 100, f"{folder}/{name}")
                 for name, config in configs.items()
             }
     print(json.dumps(result))

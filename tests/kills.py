@@ -42,6 +42,15 @@ TRAININGS = {
         + " INPUT.CLASSIFICATION.CROP_PADDING 2 SOLVER.IMS_PER_BATCH 8 TEST.EVAL_PERIOD 9",
         1,
     ),
+    # it stops early: the loss only falls
+    "habits": (
+        "risonet20_shapes_cls.yaml",
+        "MODEL.ISONET.DEPTH 8 MODEL.ISONET.SIGNAL scaled MODEL.CLASSIFIER.DROPOUT 0.2 "
+        + STEPS
+        + " INPUT.CLASSIFICATION.CROP_PADDING 2 SOLVER.IMS_PER_BATCH 8 SOLVER.ACCUMULATE 2 SOLVER.EMA 0.9 "
+        "TEST.EVAL_PERIOD 5 TEST.PATIENCE 4 TEST.BEST ['classification/loss','max']",
+        1,
+    ),
     "unet": (
         "isounet_phantom.yaml",
         "MODEL.UNET.DEPTH 3 MODEL.UNET.BASE_CHANNELS 4 "

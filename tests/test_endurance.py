@@ -6,7 +6,7 @@ import endurance
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from iso_d2.engine import Trainer
+from iso_d2.engine import AverageHook, Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,19 @@ def test_parts_of_a_step(tmp_path, monkeypatch):
     assert percent["random numbers and loss"] >= 100 * 50 / result["ms a step"]
     assert 0 < percent["signals"] < 5
     assert 0 < percent["augmentation"] < 5
+
+
+def test_the_cost_of_habits_is_that_of_their_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(endurance, "START", 1)
+    after_step = AverageHook.after_step
+
+    def slow(self):
+        end = endurance.time.process_time() + 0.05
+        while endurance.time.process_time() < end:
+            pass
+        after_step(self)
+
+    monkeypatch.setattr(AverageHook, "after_step", slow)
+    result = endurance.habits("risonet20_shapes_cls.yaml", 3, tmp_path, rounds=1)
+    assert 50 <= result["ms a step"]["average"] < 80
+    assert result["ms a step"].keys() == {"average", "step in 1 parts", "step in 4 parts"}

@@ -89,7 +89,21 @@ def last_of_third_seed(metric, last):
     return statistics.mean(e["metrics"][metric] for e in record["evaluations"]["lgg_val"][-last:])
 
 
+HABITS = [load("training.json")["habits"][name] for name in ("classifier", "unet")]
+KILLED = load("robustness.json")["habits"]
 FIGURES = {
+    "docs/training.md": [
+        ("all # trainings that finished after # kills", [KILLED[name] for name in ("equal", "kills")]),
+        ("classifier, # weights, 32 images | quick UNet, # weights", [run["weights"] for run in HABITS]),
+        *(
+            (f"| {row} | # ms | # ms |", [run["ms a step"][name] for run in HABITS])
+            for row, name in (
+                ("a step", "step in 1 parts"),
+                ("the same in 4 parts", "step in 4 parts"),
+                ("the average, each step", "average"),
+            )
+        ),
+    ],
     "README.md": [
         ("AP50 was #, # and # %", [run["AP50"] for run in SHAPES_NOW]),
     ],

@@ -127,7 +127,8 @@ def test_every_requirement_is_pinned():
     lines += re.search(r"^TORCH := (.+)$", (ROOT / "Makefile").read_text(), re.M).group(1).split()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert [line for line in pins if "==" not in line] == []
-    assert install_requires() | extras() <= {line.split("==")[0] for line in pins}
+    # trackers are large, and tests have modules in their place
+    assert install_requires() | extras() - {"mlflow", "wandb"} <= {line.split("==")[0] for line in pins}
 
 
 def test_without_detectron2_the_mathematics_works_and_the_rest_says_how_to_get_it():

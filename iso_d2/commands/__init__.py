@@ -10,6 +10,7 @@ from ..provenance import versions
 # by name: the file here, and what it does
 COMMANDS = {
     "train": ("train", "train or evaluate a model"),
+    "find-lr": ("find_lr", "find a learning rate by a range test"),
     "predict": ("predict", "run a trained model on images"),
     "export": ("export", "write a trained model as ONNX, TorchScript or torch.export"),
     "analyze": ("analyze", "measure how far networks are from an isometry"),

@@ -1,6 +1,7 @@
 """Training: the hooks, parameter groups, checkpoints and a trainer that joins them."""
 
 from .. import needs_detectron2  # noqa: F401  first, for its error
+from .averaging import AverageHook
 from .compilation import CompileHook
 from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
 from .model_penalty import ModelPenalty, penalised_layers
@@ -8,6 +9,7 @@ from .optimizer import build_optimizer
 from .trainer import Trainer
 
 __all__ = [
+    "AverageHook",
     "CompileHook",
     "DeltaInitHook",
     "IsometryHook",

@@ -40,6 +40,7 @@ class IsoCheckpointer(DetectionCheckpointer):
       ``last_checkpoint`` likewise. Weights that are not finite are not saved.
     - To resume, it takes the checkpoint that ``last_checkpoint`` names. If that is damaged or gone it takes,
       of ``model_<step>.pth`` and ``model_final.pth``, the whole one of the most steps, and says so.
+    - With an `average` (:class:`~iso_d2.engine.AverageHook`), that is what is saved as the model.
     - Files are loaded without running code: tensors (in .pkl arrays), numbers, strings and containers.
     - A checkpoint must fit the model's backbone: hold, with the same names and shapes, all weights (tensors
       of two or more dimensions) of at least one block other than the stem. Single tensors do not count: some
@@ -48,6 +49,8 @@ class IsoCheckpointer(DetectionCheckpointer):
       everything else that did not match, except the classifier of pretrained weights, which a detector has no
       use for.
     """
+
+    average = None
 
     def save(self, name, **kwargs):
         """As in :class:`DetectionCheckpointer`.
@@ -58,7 +61,7 @@ class IsoCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.average.weights if self.average else self.model.state_dict()}
         # buffers may hold infinity on purpose
         ruined = _not_finite(dict(self.model.named_parameters()))
         if ruined:

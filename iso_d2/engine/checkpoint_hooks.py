@@ -80,6 +80,10 @@ class CheckpointHook(HookBase):
             comm.synchronize()  # else the end of another process could stop the one that saves
             raise SystemExit(128 + stop)
 
+    def save_last(self, step):
+        """Write ``model_final.pth`` now."""
+        self._save(step, by_period=False, at_end=True)
+
     def _save(self, step, by_period, at_end):
         for hook in self.trainer._hooks:
             if hasattr(hook, "gather_state"):
@@ -114,6 +118,10 @@ class CheckpointHook(HookBase):
         self._signal = number
         logger.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
         self.after_train()
+
+
+class TrainingStopped(BaseException):
+    """A training that is at its end before its last step. No Exception, which Detectron2 logs as a fault."""
 
 
 class LossNormalizerHook(HookBase):
@@ -185,3 +193,50 @@ class BestCheckpointHook(HookBase):
             self._best = float(value)
             step = min(step, self.trainer.max_iter - 1)
             self.checkpointer.save(BEST, iteration=step, metric=self._best)
+
+
+class EarlyStoppingHook(HookBase):
+    """End the training when so many evaluations in a row were not better than the best one before them.
+
+    It then saves the present weights as ``model_final.pth``, like a training that has come to its last step;
+    ``model_best.pth`` has the best. A value that is not finite is not better. Register the hook in all
+    processes, after the evaluation's.
+
+    Args:
+        checkpoints (CheckpointHook): saves.
+        metric (str), mode (str): as of :class:`BestCheckpointHook`.
+        period (int): steps between two evaluations.
+        patience (int): how many evaluations.
+
+    Raises:
+        TrainingStopped: in :meth:`after_step`.
+    """
+
+    def __init__(self, checkpoints, metric, mode, period, patience):
+        self.checkpoints, self.metric, self.period, self.patience = checkpoints, metric, period, patience
+        self._sign = 1 if mode == "max" else -1
+        self._best, self._since, self._step = None, 0, -1
+
+    def after_step(self):
+        step = self.trainer.iter
+        if (step + 1) % self.period or step + 1 >= self.trainer.max_iter:
+            return
+        # the main process alone has results
+        value = comm.all_gather(self.trainer.storage.latest().get(self.metric, (math.nan,))[0])[0]
+        if step > self._step:
+            better = self._best is None or self._sign * (value - self._best) > 0
+            self._step, self._since = step, self._since + 1
+            if math.isfinite(value) and better:
+                self._best, self._since = float(value), 0
+        if self._since >= self.patience:
+            self.checkpoints.save_last(step)
+            raise TrainingStopped(
+                f"Stopped early after step {step}: {self._since} evaluations (TEST.PATIENCE {self.patience}) "
+                f"without a better {self.metric} than {self._best}"
+            )
+
+    def state_dict(self):
+        return {"best": self._best, "since": self._since, "step": self._step}
+
+    def load_state_dict(self, state):
+        self._best, self._since, self._step = state["best"], state["since"], state["step"]

@@ -1,12 +1,15 @@
 """Whether data sets and model fit each other, asked before the first step."""
 
 import contextlib
+import fnmatch
 import logging
 
 from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
 
 from ..data.catalog import dataset_root
+from ..evaluation.build import possible_metrics
 from ..isometry.model import NORM_LAYERS
 
 # meta-architecture -> node of MODEL with its NUM_CLASSES
@@ -67,6 +70,41 @@ def check_numbers(cfg):
     for key, value in (("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER), ("TEST.BATCH_SIZE", cfg.TEST.BATCH_SIZE)):
         if value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}")
+    parts, images, processes = cfg.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if parts < 1 or (parts > 1 and images % (parts * processes)):
+        raise ValueError(
+            f"SOLVER.ACCUMULATE must be at least 1 and divide the images of each process, got {parts} parts "
+            f"of SOLVER.IMS_PER_BATCH {images} in {processes} processes. Take a multiple of "
+            f"{max(parts, 1) * processes} images"
+        )
+
+
+def check_best(cfg, evaluators_known=True):
+    """What TEST.BEST and TEST.PATIENCE ask for can be evaluated.
+
+    Args:
+        cfg (CfgNode): with its periods in iterations.
+        evaluators_known (bool): those of the test sets are iso_d2's, so that their metrics are known.
+    """
+    best, patience, period = cfg.TEST.BEST, cfg.TEST.PATIENCE, cfg.TEST.EVAL_PERIOD
+    if patience < 0 or (patience and not (best and period > 0)):
+        raise ValueError(
+            "TEST.PATIENCE must be 0 (never stop early) or a number of evaluations, with a metric in "
+            "TEST.BEST and TEST.EVAL_PERIOD or EVAL_EPOCHS above 0, got "
+            f"PATIENCE {patience}, BEST {best} and EVAL_PERIOD {period}"
+        )
+    if not best:
+        return
+    if len(best) != 2 or not all(isinstance(word, str) for word in best) or not cfg.DATASETS.TEST:
+        raise ValueError(
+            "TEST.BEST must be [metric, 'max' or 'min'] of the evaluation of DATASETS.TEST, got "
+            f"{best} and {cfg.DATASETS.TEST}"
+        )
+    possible = possible_metrics(cfg.DATASETS.TEST) if evaluators_known else ["*"]
+    if not any(fnmatch.fnmatchcase(best[0], pattern) for pattern in possible):
+        raise ValueError(
+            f"TEST.BEST names {best[0]!r}, which no evaluation gives. There are: {', '.join(possible)}"
+        )
 
 
 def check_num_classes(cfg, dataset_name):

@@ -4,6 +4,26 @@ import itertools
 
 import torch
 
+from ..isometry.model import unwrap
+
+
+def advice(trainer, batch, error):
+    """str: what diverged and what to do, of a trainer whose step ended in an error; `batch`: of diagnosis."""
+    amp, checkpointer = trainer.cfg.SOLVER.AMP, trainer.checkpointer
+    dtype = torch.bfloat16 if amp.PRECISION == "bf16" else torch.float16
+    device = next(trainer.model.parameters()).device.type
+    with torch.autocast(device, dtype=dtype, enabled=amp.ENABLED):
+        found = diagnosis(unwrap(trainer.model), batch)
+    try:
+        last = f"with --resume from {checkpointer.get_checkpoint_file()}, the last good checkpoint"
+    except ValueError:
+        last = "from the start, since there is no checkpoint yet"
+    return (
+        f"The training diverged at iteration {trainer.iter}: {found}. Lower SOLVER.BASE_LR (it is "
+        f"{trainer.cfg.SOLVER.BASE_LR}), warm up longer (SOLVER.WARMUP_ITERS) or clip the gradients "
+        f"(SOLVER.CLIP_GRADIENTS), and go on {last}. What was seen first: {error}"
+    )
+
 
 def diagnosis(model, batch):
     """Where a model gets values that are not finite, by one more forward and backward pass.

@@ -17,7 +17,7 @@ from .checkpoint import BEST
 from .setup import leaves
 
 # Of no account for what a training does, or told elsewhere
-IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE")
+IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "ISO.WRITERS")
 
 logger = logging.getLogger(__name__)
 

@@ -143,6 +143,11 @@ class OrthogonalityLossHook(HookBase):
         # Without gradients it is no training step: PreciseBN runs the model in training mode, too.
         if not model.training or not torch.is_grad_enabled() or self.trainer.iter % self.period != 0:
             return None
+        # A step in several parts has it once, in the last of them, whose gradient counts as one part's.
+        stepper = getattr(self.trainer, "_trainer", self.trainer)
+        part, parts = getattr(stepper, "part", 0), getattr(stepper, "parts", 1)
+        if part + 1 < parts:
+            return None
         loss, values = self.penalty()
         loss = self.period * loss
         storage = self.trainer.storage
@@ -155,13 +160,13 @@ class OrthogonalityLossHook(HookBase):
         if isinstance(output, torch.Tensor):
             # Detectron2 writes no parts of a loss that comes as one tensor.
             storage.put_scalar("loss_ortho", sum(self._gather(loss.item())) / self.penalty.processes)
-            return output + loss
+            return output + parts * loss
         if not isinstance(output, Mapping):
             raise TypeError(
                 "OrthogonalityLossHook needs a model that returns a dict of losses or a loss tensor in "
                 f"training, {type(model).__name__} returned {type(output).__name__}"
             )
-        return {**output, "loss_ortho": output.get("loss_ortho", 0.0) + loss}
+        return {**output, "loss_ortho": output.get("loss_ortho", 0.0) + parts * loss}
 
     def _gather(self, value):
         """A list of the values of all processes, in the first of them."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model
-from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from fvcore.common.history_buffer import HistoryBuffer
@@ -17,11 +17,11 @@ from ..data.batches import build_evaluation_batches, build_training_batches, in_
 from ..data.loader import build_training_loader, shared_seed
 from ..data.mappers import build_mapper
 from ..evaluation import build_evaluator
-from ..isometry.model import unwrap
 from ..randomness import seed_generators
 from .checkpoint import IsoCheckpointer
-from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, LossNormalizerHook
+from .checkpoint_hooks import TrainingStopped
 from .checks import (
+    check_best,
     check_kind,
     check_num_classes,
     check_numbers,
@@ -29,13 +29,14 @@ from .checks import (
     explained_missing_files,
     warn_of_unscaled_images,
 )
-from .choices import epochs_to_iterations, penalty_coefficient, penalty_mode, with_seed
-from .compilation import CompileHook
-from .divergence import Remembering, diagnosis
+from .choices import epochs_to_iterations, with_seed
+from .divergence import Remembering, advice
 from .earlier_training import changes, check_folder_is_free, go_on_with_new_values, set_aside
-from .hooks import DeltaInitHook, IsometryHook, OrthogonalityLossHook, SignalHook, WhiteningHook
-from .mixed_precision import inner_trainer
+from .hook_order import AFTER_CHECKPOINT, build_hooks
+from .hooks import DeltaInitHook
+from .mixed_precision import inner_trainer, parts_of
 from .optimizer import build_optimizer
+from .writers import build_writers
 
 # Types of data sets whose mapped images are all of one size
 ONE_SIZE = ("classification", "medical_segmentation")
@@ -65,6 +66,7 @@ class Trainer(DefaultTrainer):
         self.check_datasets(cfg)
         cfg = with_seed(epochs_to_iterations(cfg), shared_seed(cfg))
         check_numbers(cfg)
+        check_best(cfg, type(self).build_evaluator.__func__ is Trainer.build_evaluator.__func__)
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -82,46 +84,51 @@ class Trainer(DefaultTrainer):
         self._trainer = make_inner_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = IsoCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self._batches = None
+        self._batches, self._runs = None, []
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
-        """The hooks that the config asks for, then Detectron2's, of which the writer must come last."""
-        iso, hooks = self.cfg.ISO, []
-        if iso.DELTA_INIT.ENABLED:
-            hooks.append(DeltaInitHook(iso.DELTA_INIT.INCLUDE))
-        coeff = penalty_coefficient(self.cfg)
-        if coeff != 0:
-            keys = ("INCLUDE", "EXCLUDE", "PERIOD", "LOG_PERIOD", "FRACTION", "BOUND", "PRECISION")
-            options = {key.lower(): iso.ORTHO[key] for key in keys}
-            hooks.append(OrthogonalityLossHook(coeff, penalty_mode(self.cfg), **options))
-        if iso.ANALYSIS.PERIOD > 0:
-            hooks.append(IsometryHook(iso.ANALYSIS.PERIOD))
-        if self.cfg.MODEL.COMPILE:
-            hooks.append(CompileHook())
-        hooks += [WhiteningHook(), SignalHook(), LossNormalizerHook()]
-        solver, checkpointer = self.cfg.SOLVER, self.checkpointer
-        for hook in super().build_hooks():
-            if isinstance(hook, EvalHook):
-                keys = solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MINUTES, solver.CHECKPOINTS_KEPT
-                hooks += [CheckpointHook(checkpointer, *keys), hook]
-                if self.cfg.TEST.BEST:
-                    hooks.append(BestCheckpointHook(checkpointer, *self.cfg.TEST.BEST))
-            elif not isinstance(hook, PeriodicCheckpointer):
-                hooks.append(hook)
-        return hooks
+        """The hooks of the config, see :func:`~iso_d2.engine.hook_order.build_hooks`."""
+        return build_hooks(self, super().build_hooks())
+
+    def build_writers(self):
+        """Detectron2's, and those of ISO.WRITERS."""
+        self._runs = build_writers(self.cfg)
+        return super().build_writers() + self._runs
 
     def before_train(self):
         # else they grow by some ten values a step
         self.storage._history = defaultdict(partial(HistoryBuffer, max_length=1000))
+        for run in self._runs:
+            run.start(goes_on=self.start_iter > 0)
         super().before_train()
+        if self.start_iter > 0 and self.cfg.TEST.BEST:
+            # a checkpoint comes before the evaluation of its step, which may have been lost
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks:
+                if isinstance(hook, AFTER_CHECKPOINT):
+                    hook.after_step()
+            self.iter = self.storage.iter = self.start_iter
+
+    def train(self):
+        """As Detectron2's. Early stopping (TEST.PATIENCE) is an end like any other."""
+        try:
+            return super().train()
+        except TrainingStopped as stopped:
+            logger.info("%s", stopped)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+            return self._last_eval_results
+        return None
 
     def run_step(self):
         if self._batches is None:
-            self._trainer._data_loader_iter_obj = self._batches = Remembering(self._trainer.data_loader)
+            loader, parts = self._trainer.data_loader, self.cfg.SOLVER.ACCUMULATE
+            self._batches = Remembering(parts_of(loader, parts) if parts > 1 else loader)
+            self._trainer._data_loader_iter_obj = self._batches
         self._seed_step()
         try:
             super().run_step()
@@ -129,31 +136,15 @@ class Trainer(DefaultTrainer):
             if bound and loss > bound:
                 raise FloatingPointError(f"total_loss is {loss}, above SOLVER.MAX_LOSS {bound}")
         except FloatingPointError as error:
-            raise FloatingPointError(self._advice(error)) from error
+            self._seed_step()
+            # one of several processes cannot compute a step alone
+            batch = self._batches.last if comm.get_world_size() == 1 else None
+            raise FloatingPointError(advice(self, batch, error)) from error
 
     def _seed_step(self):
         """A step draws the same whatever came before it, so that a training can be continued."""
         on_gpu = next(self.model.parameters()).is_cuda
         seed_generators(self.cfg.SEED, comm.get_rank(), self.iter, cuda=on_gpu)
-
-    def _advice(self, error):
-        self._seed_step()
-        # one of several processes cannot compute a step alone
-        batch = self._batches.last if comm.get_world_size() == 1 else None
-        amp = self.cfg.SOLVER.AMP
-        dtype = torch.bfloat16 if amp.PRECISION == "bf16" else torch.float16
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, dtype=dtype, enabled=amp.ENABLED):
-            found = diagnosis(unwrap(self.model), batch)
-        try:
-            last = f"with --resume from {self.checkpointer.get_checkpoint_file()}, the last good checkpoint"
-        except ValueError:
-            last = "from the start, since there is no checkpoint yet"
-        return (
-            f"The training diverged at iteration {self.iter}: {found}. Lower SOLVER.BASE_LR (it is "
-            f"{self.cfg.SOLVER.BASE_LR}), warm up longer (SOLVER.WARMUP_ITERS) or clip the gradients "
-            f"(SOLVER.CLIP_GRADIENTS), and go on {last}. What was seen first: {error}"
-        )
 
     def state_dict(self):
         """As Detectron2's, with the config and the number of processes."""

@@ -34,6 +34,26 @@ EVALUATORS = {
         name, output_dir=folder, sem_seg_loading_fn=read_labels
     ),
 }
+# What they measure, as in metrics.json; * stands for anything, such as the name of a class
+_OF_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-*")
+_PER_SLICE = ("dice_loss", "mean_iou", "slice_dice", "slice_iou")
+METRICS = {
+    "classification": ("classification/top1", "classification/top5", "classification/loss"),
+    "coco": tuple(f"{task}/{name}" for task in ("bbox", "segm", "keypoints") for name in _OF_BOXES),
+    "lvis": tuple(
+        f"{task}/{name}" for task in ("bbox", "segm") for name in (*_OF_BOXES, "APr", "APc", "APf")
+    ),
+    "medical_segmentation": tuple(
+        f"segmentation/{name}"
+        for name in (
+            *(f"{measure}{which}" for which in ("", "_tumour") for measure in _PER_SLICE),
+            *(f"volume_dice_{what}" for what in ("mean", "median", "q1", "q3", "min")),
+            *("detection_rate", "false_alarm_rate"),
+        )
+    ),
+    "pascal_voc": ("bbox/AP", "bbox/AP50", "bbox/AP75"),
+    "sem_seg": ("sem_seg/*",),
+}
 # Those that make their own drawings: a confusion matrix, patients
 DRAWING = ("classification", "medical_segmentation")
 
@@ -71,6 +91,19 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
         return evaluator
     pictures = VisualPredictions(dataset_name, _pictures(cfg, dataset_name), cfg.TEST.VISUALIZE)
     return DatasetEvaluators([evaluator, pictures])
+
+
+def possible_metrics(dataset_names):
+    """list[str]: patterns of the metrics that an evaluation of some data sets can have.
+
+    Those of several data sets begin with the data set's name, ``cifar10_test/classification/top1``.
+    """
+    several = len(dataset_names) > 1
+    return [
+        f"{name}/{metric}" if several else metric
+        for name in dataset_names
+        for metric in METRICS[MetadataCatalog.get(name).evaluator_type]
+    ]
 
 
 def _pictures(cfg, dataset_name):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -9,7 +11,7 @@ from engine_toys import toy_config
 from torch import nn
 
 from iso_d2.engine import Trainer
-from iso_d2.engine.mixed_precision import BF16Trainer, inner_trainer
+from iso_d2.engine.mixed_precision import AccumulatingTrainer, BF16Trainer, inner_trainer
 from iso_d2.engine.setup import load_config
 
 
@@ -88,11 +90,14 @@ def test_bf16_writes_asynchronously_if_asked_to(monkeypatch):
     assert written == [7]
 
 
-def test_boxes_are_not_rounded_for_bf16_features():
+@pytest.mark.parametrize(
+    "make", [BF16Trainer, partial(AccumulatingTrainer, parts=2, precision=torch.bfloat16)]
+)
+def test_boxes_are_not_rounded_for_bf16_features(make):
     """513 would be 512 in bfloat16: the one bright column shows which box was pooled."""
     pooler = ROIAlign((1, 1), 1.0, 1)
-    model = nn.Sequential(pooler)
-    BF16Trainer(model, [], torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    model = nn.Sequential(pooler, nn.Linear(1, 1))
+    make(model, [], torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
     features = torch.zeros(1, 1, 4, 600, dtype=torch.bfloat16)
     features[..., 513] = 8
     box = torch.tensor([[0.0, 513.0, 0.0, 514.0, 4.0]])
@@ -116,6 +121,9 @@ def test_the_config_chooses(tmp_path):
     assert inner_trainer(toy_config(tmp_path)) is SimpleTrainer
     assert inner_trainer(toy_config(tmp_path, *BF16)) is BF16Trainer
     assert inner_trainer(toy_config(tmp_path, "SOLVER.AMP.ENABLED", True)) is AMPTrainer
+    for opts, precision in ((BF16, torch.bfloat16), (BF16[:2], torch.float16), ((), None)):
+        made = inner_trainer(toy_config(tmp_path, *opts, "SOLVER.ACCUMULATE", 2))
+        assert made.func is AccumulatingTrainer and made.keywords == {"parts": 2, "precision": precision}
     with pytest.raises(ValueError, match=r"AMP\.PRECISION must be one of fp16, bf16, got 'half'"):
         Trainer(toy_config(tmp_path, "SOLVER.AMP.PRECISION", "half"))
 

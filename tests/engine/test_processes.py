@@ -23,6 +23,8 @@ TRAININGS = {
         "risonet20_shapes_cls.yaml",
         "MODEL.ISONET.DEPTH 8 MODEL.CLASSIFIER.DROPOUT 0.0 INPUT.CLASSIFICATION.CROP_PADDING 2",
     ),
+    # each process takes a step in two parts
+    "parts": ("risonet20_shapes_cls.yaml", "MODEL.ISONET.DEPTH 8 MODEL.CLASSIFIER.DROPOUT 0.0"),
     # by dataset dicts
     "unet": (
         "isounet_phantom.yaml",
@@ -58,7 +60,8 @@ def train(folder):
     torch.set_num_threads(1)
     for name, (config, options) in TRAININGS.items():
         output = folder / name
-        options = f"{SHORT} {options} OUTPUT_DIR {output}"
+        parts = comm.get_world_size() if name == "parts" else 1
+        options = f"{SHORT} {options} OUTPUT_DIR {output} SOLVER.ACCUMULATE {parts}"
         cfg = load_config(CONFIGS / config, options.split())
         torch.manual_seed(5)
         losses = Losses()

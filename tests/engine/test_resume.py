@@ -23,9 +23,9 @@ def data(toy_data, usual_handlers):
 def test_killed_trainings_end_with_the_same_weights(tmp_path):
     # in a process of its own, which forks the trainings: this one may have threads already
     output = tmp_path / "counts.json"
-    command = [sys.executable, "-m", "tests.kills", "classifier", "--kills", "2", "--output", str(output)]
+    command = [sys.executable, "-m", "tests.kills", "habits", "--kills", "2", "--output", str(output)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    counts = json.loads(output.read_text())["classifier"]
+    counts = json.loads(output.read_text())["habits"]
     assert counts["kills"] == 2
     assert counts["equal"] == counts["finished"] >= 1
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from iso_d2.config import add_iso_config
 from iso_d2.evaluation import ClassificationEvaluator, build_evaluator
+from iso_d2.evaluation.build import METRICS
 from iso_d2.evaluation.classification import draw_confusion_matrix
 
 # By hand from SAMPLES: 5 of 7 right; minus the mean logarithm of 1/2, 1/4, 1/2, 1, 3/4, 1/8, 5/8
@@ -46,6 +47,7 @@ def test_figures_and_files(form, tmp_path):
         evaluator.process(*form(SAMPLES[:5]))
         evaluator.process(*form(SAMPLES[5:]))
         metrics = evaluator.evaluate()["classification"]
+    assert {f"classification/{name}" for name in metrics} == set(METRICS["classification"])
     # 3 classes are all among the first five
     assert metrics == pytest.approx({"top1": TOP1, "top5": 100, "loss": LOSS})
     content = json.loads((tmp_path / "a" / "b" / "classification.json").read_text())

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from iso_d2.evaluation.build import METRICS
 from iso_d2.evaluation.segmentation_metrics import (
     Overlap,
     largest_component,
@@ -125,6 +126,7 @@ def test_measures_by_hand():
         }
     )
     assert all(type(value) is float for value in metrics.values())
+    assert {f"segmentation/{name}" for name in metrics} == set(METRICS["medical_segmentation"])
 
 
 def test_means_over_nothing_are_left_out():
