@@ -1,5 +1,6 @@
 """Accuracy, loss and confusion matrix of an image classifier."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -44,9 +45,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         KeyError: in :meth:`process`, inputs have no labels.
     """
 
-    def __init__(
-        self, dataset_name, output_folder, pictures_folder=None, num_pictures=0, image_format="RGB"
-    ):
+    def __init__(self, dataset_name, output_folder, pictures_folder=None, num_pictures=0, image_format="RGB"):
         self.dataset_name = dataset_name
         self.output_folder = output_folder
         self.pictures_folder = pictures_folder
@@ -124,7 +123,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         write_atomically(folder / "classification.json", json.dumps(content))
         draw_confusion_matrix(confusion, self.classes, folder / "confusion_matrix.png")
         if self.num_pictures:
-            self._draw(sum(worst, []), sum(first, []))
+            self._draw(*(list(itertools.chain(*lists)) for lists in (worst, first)))
         seen = {name: accuracy for name, accuracy in by_class.items() if accuracy is not None}
         worst, best = min(seen, key=seen.get), max(seen, key=seen.get)
         logger.info(

@@ -15,7 +15,7 @@ MAX_WIDTH = 512
 
 
 def draw_overlay(image, truth, prediction):
-    """An image with the outlines of two masks: the truth in blue, the prediction in orange, thinner and on top.
+    """An image with the outlines of two masks: the truth in blue, the prediction in orange, on top.
 
     Args:
         image (ndarray): uint8 RGB, (H, W, 3).
