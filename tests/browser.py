@@ -1,11 +1,13 @@
 """A headless Chromium, spoken to through two pipes in its DevTools protocol: no package and no port."""
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,22 +27,28 @@ def find_chromium():
 
 
 class Browser:
-    """One tab. ``faults`` has what the page has complained about: console errors, exceptions, failed loads."""
+    """One tab. ``faults`` has what the page has complained about: errors, exceptions, failed loads."""
 
     def __init__(self, program):
         self._folder = tempfile.mkdtemp(prefix="iso_d2-chromium-")
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        # the program reads from file descriptor 3 and writes to 4
-        command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        (read, self._out), (self._in, write) = os.pipe(), os.pipe()
+        # out of the way of file descriptors 3 and 4, from which the program reads and to which it writes
+        theirs = [fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (read, write)]
+        os.close(read)
+        os.close(write)
+        start = "import os, sys; [os.dup2(int(a), b) for a, b in zip(sys.argv[1:3], (3, 4))]; "
+        start += "os.execv(sys.argv[3], sys.argv[3:])"
         self._process = subprocess.Popen(
-            ["sh", "-c", command, program, *FLAGS, f"--user-data-dir={self._folder}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out),
+            [
+                *(sys.executable, "-c", start, *map(str, theirs), program, *FLAGS),
+                *(f"--user-data-dir={self._folder}", "about:blank"),
+            ],
+            pass_fds=theirs,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for number in theirs:
+            os.close(number)
         self._number, self._bytes, self._session, self._loaded = 0, b"", None, False
         self.faults, self.requests = [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]

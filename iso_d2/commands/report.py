@@ -57,6 +57,8 @@ def measured(folder):
     try:
         for when, opts in (("before", []), ("after", ["MODEL.WEIGHTS", str(weights)])):
             cfg = load_config(config, ["MODEL.DEVICE", "cpu", *opts])
+            if when == "before" and Path(cfg.MODEL.WEIGHTS).absolute().parent == folder.absolute():
+                cfg.MODEL.WEIGHTS = ""  # a later evaluation has left its config here
             images, _ = load_default_images(cfg, 8)
             name, network = find_network(load_model(cfg, model_input(cfg, images)))
             for layer, conv in find_convolutions(network).items():

@@ -230,10 +230,8 @@ def layer_chart(title, layers):
         for when, shift, found in zip(("before", "after"), (-3, 3), pair, strict=True):
             x1, x2 = x_scale(found["min"]) - 3, x_scale(found["max"]) + 3
             title_of = f"{name} {when}: {number(found['min'])} to {number(found['max'])}"
-            parts.append(
-                f'<rect class="{when}" x="{x1:.1f}" width="{x2 - x1:.1f}" y="{y + shift - 2.5:.1f}" height="5" rx="2.5">'
-                f"<title>{escape(title_of)}</title></rect>"
-            )
+            place = f'x="{x1:.1f}" width="{x2 - x1:.1f}" y="{y + shift - 2.5:.1f}" height="5" rx="2.5"'
+            parts.append(f'<rect class="{when}" {place}><title>{escape(title_of)}</title></rect>')
     label = f"{title}: range of singular values of {len(shown)} layers before and after"
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

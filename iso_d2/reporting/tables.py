@@ -82,8 +82,8 @@ def result_table(overall, metrics):
         values = metrics[result.key]
         step, value = list(values.items())[-1]
         row = [Cell(result.data)] if has_data else []
-        of_all = math.isfinite(value) or several
-        row += [Cell(described(result)), _percent(value, result) if of_all else cell(None)]
+        exists = any(map(math.isfinite, values.values()))
+        row += [Cell(described(result)), _percent(value, result) if exists else cell(None)]
         row.append(cell(step, f"{step:,}"))
         if several:
             at, top = best(values, result.metric) or (None, None)
@@ -210,8 +210,9 @@ def layer_table(layers):
         for name, layer in layers.items()
     ]
     steps = {layer[w].get("iteration") for layer in layers.values() for w in ("before", "after")} - {None}
-    note = f"Before: iteration {min(steps):,}; after: iteration {max(steps):,}." if steps else ""
-    note += " Singular values σ of each convolution on the smallest circular grid; an isometry has σ = 1."
+    note = f"Logged values are of iteration {min(steps):,} and {max(steps):,}." if steps else ""
+    if "error" in used:
+        note += " Singular values σ of each convolution on the smallest circular grid; an isometry has σ = 1."
     return Table("Layers", head, rows, note.strip())
 
 
