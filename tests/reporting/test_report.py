@@ -1,93 +1,18 @@
-"""The page of a run: parsed without a browser, and looked at in Chromium where there is one."""
+"""The page of a run, parsed without a browser."""
 
 import json
 import math
 import re
 from html.parser import HTMLParser
 
-import browser
-import numpy as np
 import pytest
-from PIL import Image
+from report_toys import HOSTILE, NAMES, row, write_run
 
 from iso_d2.commands import report, train
-from iso_d2.reporting import reading, write_report
+from iso_d2.reporting import reading
 from iso_d2.reporting.charts import line_chart, number, thinned
 
-HOSTILE = "<script>alert('x')</script>"
 VOID = {"meta", "link", "img", "input", "br"}
-
-
-def row(step, **values):
-    return {"iteration": step, "total_loss": 2.0 / (step + 1), "lr": 0.1, "time": 0.5, **values}
-
-
-def write_run(folder, rows, finished=True):
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (folder / "config.yaml").write_text(
-        "DATASETS: {TRAIN: [a_train], TEST: [a_test]}\nSOLVER: {MAX_ITER: 90}\n"
-    )
-    if finished:
-        (folder / "model_final.pth").touch()
-    return folder
-
-
-def write_pictures(folder, panels, titles):
-    folder.mkdir(parents=True)
-    entries = []
-    for i, title in enumerate(titles):
-        pixels = np.full((60, 80 * len(panels), 3), 40 * i, np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-        entry = {"file": f"{i}.png", "title": title, "note": "n", "panels": panels, "error": i / 2}
-        entries.append(entry)
-    (folder / "pictures.json").write_text(json.dumps(entries))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """dict: name -> folder of a detector, classifier, UNet, killed and diverged run."""
-    root = tmp_path_factory.mktemp("runs")
-    layer = {
-        f"isometry/backbone.res{i}.conv_{w}": v
-        for i in (2, 3)
-        for w, v in (("min", 0.5), ("max", 2), ("error", 1))
-    }
-    ap = {"bbox/AP": 30.0, "bbox/AP50": 60.0, f"bbox/AP-{HOSTILE}": 31.0, "bbox/AP-car": math.nan}
-    rows = [
-        row(0, **layer),
-        row(19, loss_cls=1.0),
-        row(39, **ap),
-        row(59, **layer),
-        row(79, **ap, **{"ortho/total": 1}),
-    ]
-    detector = write_run(root / "detector", rows)
-    write_pictures(detector / "visualizations" / "a_test", ["truth", "prediction"], [HOSTILE, "b", "c"])
-    started = {"command": "iso-d2 train --config-file a.yaml", "date": "2030-01-02", "commit": "abc123"}
-    (detector / "run.json").write_text(json.dumps([{**started, "versions": {"torch": "9.9"}}]))
-    classifier = write_run(root / "classifier", [row(19), row(39, **{"classification/top1": 50.0})])
-    inference = classifier / "inference" / "a_test"
-    inference.mkdir(parents=True)
-    content = {"class_accuracy": {"cat": 75.0, HOSTILE: 0.0}, "confusion_matrix": [[3, 1], [2, 0]]}
-    (inference / "classification.json").write_text(json.dumps(content))
-    unet = write_run(root / "unet", [row(19), row(39, **{"segmentation/volume_dice_mean": 80.0})])
-    inference = unet / "inference" / "a_test"
-    inference.mkdir(parents=True)
-    counts = {"num_slices": 5, "num_tumour_slices": 2, "true": 9, "predicted": 8, "intersection": 7}
-    patients = [{"patient": f"p{dice}", "dice": dice, **counts} for dice in (60.0, 90.0, 70.0)]
-    (inference / "segmentation.json").write_text(json.dumps({"patients": patients}))
-    killed = write_run(root / "killed", [row(19), row(39)], finished=False)
-    with (killed / "metrics.json").open("a") as file:
-        file.write('{"iteration": 59, "total_l')
-    diverged = write_run(root / "diverged", [row(19), row(39), row(59, loss_a=1.0)], finished=False)
-    with (diverged / "metrics.json").open("a") as file:
-        file.write('{"iteration": 79, "total_loss": NaN, "loss_a": Infinity, "lr": 0.1}\n')
-    return {f.name: f for f in (detector, classifier, unet, killed, diverged)}
-
-
-@pytest.fixture(scope="module")
-def pages(runs):
-    return {name: write_report(folder) for name, folder in runs.items()}
 
 
 class Parsed(HTMLParser):
@@ -113,9 +38,6 @@ class Parsed(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
-
-
-NAMES = ["detector", "classifier", "unet", "killed", "diverged"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -226,89 +148,3 @@ def test_a_start_is_added_to_those_before(tmp_path, monkeypatch):
     first, second = json.loads((tmp_path / "run.json").read_text())
     assert first["command"] == second["command"] == "iso-d2 train --config-file 'a b.yaml'"
     assert {"date", "commit", "versions", "hardware"} <= set(second)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = browser.find_chromium()
-    if program is None:
-        pytest.skip(f"needs a Chromium: none of {', '.join(browser.NAMES)} is on the PATH")
-    tab = browser.Browser(program)
-    yield tab
-    tab.close()
-
-
-# Texts of drawings that stick out of them, by more than a pixel
-CLIPPED = """[...document.querySelectorAll(".chart > svg text")].filter((text) => {
-  const t = text.getBoundingClientRect(), s = text.ownerSVGElement.getBoundingClientRect();
-  return t.left < s.left - 1 || t.right > s.right + 1 || t.top < s.top - 1 || t.bottom > s.bottom + 1;
-}).map((text) => text.textContent)"""
-# The least contrast of a colour with the surfaces it stands on, as WCAG defines it
-CONTRAST = """(() => {
-  const style = getComputedStyle(document.documentElement);
-  const light = (name) => {
-    const hex = style.getPropertyValue(name).trim();
-    const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16) / 255)
-      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
-  const least = (names, grounds) => Math.min(...names.flatMap((a) => grounds.map((b) => ratio(a, b))));
-  return [
-    least(["--ink"], ["--paper", "--card", "--bar", "--shade"]),
-    least(["--muted", "--accent", "--good", "--warn"], ["--paper", "--card"]),
-    least(["--before", ...[0, 1, 2, 3, 4, 5, 6].map((i) => "--c" + i)], ["--card"]),
-  ];
-})()"""
-
-
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", NAMES)
-def test_in_chromium(pages, chromium, name, width, dark):
-    chromium.open(pages[name], width, dark)
-    assert chromium.value("document.documentElement.scrollWidth") <= width
-    assert chromium.value("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
-    assert chromium.value("document.images.length") == (6 if name == "detector" else 0)
-    assert chromium.value(CLIPPED) == []
-    of_text, of_notes, of_curves = chromium.value(CONTRAST)
-    assert of_text >= 4.5 and of_notes >= 4.5 and of_curves >= 3
-    shade = chromium.value("getComputedStyle(document.body).backgroundColor")
-    assert (shade == "rgb(16, 19, 23)") == dark
-    assert [url for url in chromium.requests if not url.startswith(("file:", "data:"))] == []
-    assert chromium.faults == []
-
-
-def test_what_the_script_adds(pages, chromium):
-    chromium.open(pages["detector"], 1280)
-    shown = "[...document.querySelectorAll('.picture:not([hidden]) b')].map((b) => b.textContent)"
-    set_to = (
-        "((s, v, e) => { const x = document.querySelector(s); x.value = v; x.dispatchEvent(new Event(e)); })"
-    )
-    chromium.value(f"{set_to}('select', '-1', 'change')")
-    assert chromium.value(shown) == ["c", "b", HOSTILE]
-    chromium.value(f"{set_to}('input', '0.6', 'input')")
-    assert chromium.value(shown) == ["c"]
-    chromium.value("document.querySelector('.zoom').click()")
-    assert chromium.value("document.querySelector('dialog').open")
-    chromium.open(pages["unet"], 1280)
-    patients = "[...document.querySelectorAll('section table')].at(-1).querySelectorAll('tbody tr')"
-    column = f"[...{patients}].map((row) => row.cells[1].textContent)"
-    chromium.value(
-        "[...document.querySelectorAll('th button')].find((b) => b.textContent === 'patient').click()"
-    )
-    assert chromium.value(column) == ["p60.0", "p70.0", "p90.0"]
-    key = "new KeyboardEvent('keydown', {key: 'ArrowLeft'})"
-    chromium.value(f"document.querySelector('#curves .chart > svg').dispatchEvent({key})")
-    assert chromium.value("document.querySelector('#curves .at').textContent") == "at 19"
-    assert chromium.value("document.querySelector('#curves .legend b').textContent") == "0.1"  # 2 / 20
-    assert chromium.faults == []
-
-
-def test_without_script_all_is_there(pages, chromium):
-    chromium.open(pages["detector"], 390, script=False)
-    assert (
-        chromium.value("document.querySelectorAll('button, select, input').length") == 1
-    )  # of the closed dialog
-    assert chromium.value("document.querySelectorAll('.chart > svg .curve').length") > 2
-    assert chromium.value("document.querySelector('dialog').open") is False
