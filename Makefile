@@ -23,7 +23,7 @@ READY := $(VENV)/.ready-$(DETECTRON2)
 .PHONY: help setup train test benchmark lint format clean
 
 help:
-	@echo "make train    train the small detector on generated images (minutes on a CPU)"
+	@echo "make train    train the small detector on generated images (minutes on a CPU) and write the page of the run"
 	@echo "make test     run the tests"
 	@echo "make benchmark  measure speed and memory against the targets (15 minutes on two cores)"
 	@echo "make lint     check style; make format mends what it can"
@@ -34,6 +34,7 @@ setup: $(READY)
 
 train: $(READY)
 	$(PY) tools/train_net.py --config-file configs/quick/risonet18_frcnn_shapes.yaml OUTPUT_DIR output/quick
+	$(PY) -m iso_d2.commands report output/quick
 
 test: $(READY)
 	$(PY) -m pytest

@@ -21,6 +21,7 @@ setup(
     package_data={
         "iso_d2": ["weights/*"],
         "iso_d2.data.lgg": ["*.tsv"],
+        "iso_d2.reporting": ["page.*"],
         **{package: ["*.yaml"] for package in configs},
     },
     entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
@@ -30,6 +31,7 @@ setup(
         "albumentations>=2.0",
         "fvcore",
         "iopath",
+        "jinja2",
         "matplotlib",
         "numpy",
         "opencv-python-headless",

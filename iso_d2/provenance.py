@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+# In the folder of a run: how it was started, each time
+RUNS = "run.json"
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "iso_d2")
 
 

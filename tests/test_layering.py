@@ -1,4 +1,4 @@
-"""A file imports only downwards: tools, benchmarks | experiments, commands, engine,
+"""A file imports only downwards: tools, benchmarks | experiments, commands, engine | reporting,
 data | modeling | evaluation | analysis,
 isometry | config | files | needs_detectron2 | placement | provenance | randomness."""
 
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "evaluation": GROUND,
     "analysis": GROUND,
     "engine": FIRST,
-    "commands": FIRST | {"engine"},
+    "reporting": GROUND | {"evaluation"},
+    "commands": FIRST | {"engine", "reporting"},
     "": FIRST | {"engine"},
 }
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": ("predict", "run a trained model on images"),
     "export": ("export", "write a trained model as ONNX, TorchScript or torch.export"),
     "analyze": ("analyze", "measure how far networks are from an isometry"),
+    "report": ("report", "write one HTML page about a training"),
     "convert": ("convert", "convert checkpoints of the ISONet authors, and back"),
     "data coco": ("data_coco", "make a subset of COCO from an official annotation file"),
     "data cifar": ("data_cifar", "download, verify and unpack CIFAR-10 or CIFAR-100"),

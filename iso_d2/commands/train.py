@@ -6,7 +6,11 @@ Without CUDA it runs on the CPU, with --num-gpus N in N processes. torchrun or S
 processes instead (torchrun --nproc-per-node N -m iso_d2.commands train ...); --num-gpus does not count then.
 """
 
+import contextlib
+import datetime
+import json
 import sys
+from pathlib import Path
 
 import torch
 from detectron2.engine import default_argument_parser, launch
@@ -15,6 +19,9 @@ from detectron2.utils import comm
 
 from ..engine import Trainer
 from ..engine.setup import find_config, join_processes, setup
+from ..files import write_atomically
+from ..provenance import RUNS, git_state, hardware, versions
+from . import as_typed
 
 
 def parse_args(argv):
@@ -41,6 +48,8 @@ def main(argv=None):
 def train(args):
     """Run one process; `args` are those of Detectron2's ``default_argument_parser``."""
     cfg = setup(args)
+    if comm.is_main_process():
+        record_run(Path(cfg.OUTPUT_DIR, RUNS), cfg.MODEL.DEVICE)
     if args.eval_only:
         results = Trainer.evaluate(cfg, resume=args.resume)
         if comm.is_main_process():
@@ -49,3 +58,24 @@ def train(args):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def record_run(path, device):
+    """Add how this command was started to a json file of those before it.
+
+    It holds a list of dicts with ``command``, ``date``, ``versions``, ``hardware`` and, of the checkout that
+    iso_d2 runs from, ``commit`` and ``dirty`` (:func:`~iso_d2.provenance.git_state`).
+    """
+    runs = []
+    with contextlib.suppress(OSError, ValueError):
+        runs = json.loads(path.read_text(encoding="utf-8"))
+    root = Path(__file__).parents[2]
+    run = {
+        "command": as_typed(None),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        # an installed package may lie in the checkout of something else
+        **(git_state(root) if (root / ".git").exists() else {"commit": "unknown", "dirty": False}),
+        "versions": versions(),
+        "hardware": hardware(device, torch.get_num_threads()),
+    }
+    write_atomically(path, json.dumps([*runs, run] if isinstance(runs, list) else [run], indent=1))

@@ -103,12 +103,14 @@ def analyze_config(cfg, images, grid=0, jacobian_images=1):
     Raises:
         FileNotFoundError, ValueError: as in :func:`load_model` and :func:`iso_d2.analysis.analyze`.
     """
-    height, width = images[0].shape[:2]
-    batch = [
-        {"image": _to_tensor(image, cfg.INPUT.FORMAT), "height": height, "width": width} for image in images
-    ]
+    batch = model_input(cfg, images)
     model, weights = load_model(cfg, batch), cfg.MODEL.WEIGHTS
     return {"weights": weights, **analyze(model, batch, not weights, grid, jacobian_images)}
+
+
+def model_input(cfg, images):
+    """list[dict]: images, uint8 RGB (H, W, 3), as the model takes them."""
+    return [{"image": _to_tensor(x, cfg.INPUT.FORMAT), "height": len(x), "width": x.shape[1]} for x in images]
 
 
 def _sources(path):

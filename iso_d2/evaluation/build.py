@@ -19,7 +19,9 @@ from .visualization import VisualPredictions
 
 # evaluator_type in a data set's metadata -> evaluator of (config, data set name, output folder)
 EVALUATORS = {
-    "classification": lambda cfg, name, folder: ClassificationEvaluator(name, folder),
+    "classification": lambda cfg, name, folder: ClassificationEvaluator(
+        name, folder, _pictures(cfg, name), cfg.TEST.VISUALIZE, cfg.INPUT.FORMAT
+    ),
     "coco": lambda cfg, name, folder: COCOEvaluator(name, output_dir=folder),
     "lvis": lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),
     "medical_segmentation": lambda cfg, name, folder: SegmentationEvaluator(

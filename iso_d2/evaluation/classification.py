@@ -1,5 +1,6 @@
 """Accuracy, loss and confusion matrix of an image classifier."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..files import write_atomically
+from .visualization import index_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +35,22 @@ class ClassificationEvaluator(DatasetEvaluator):
     Args:
         dataset_name (str): a registered data set, whose metadata have ``thing_classes``.
         output_folder (str): for ``classification.json`` and ``confusion_matrix.png``; made if absent.
+        pictures_folder (str or None): for ``000.png`` and so on: half of them the images whose true class got
+            the least probability, half the first ones. Each evaluation overwrites those of the one before.
+        num_pictures (int): how many.
+        image_format (str): of the images, RGB, BGR or L.
 
     Raises:
         ValueError: in :meth:`process`, the model has another number of classes.
         KeyError: in :meth:`process`, inputs have no labels.
     """
 
-    def __init__(self, dataset_name, output_folder):
+    def __init__(self, dataset_name, output_folder, pictures_folder=None, num_pictures=0, image_format="RGB"):
         self.dataset_name = dataset_name
         self.output_folder = output_folder
+        self.pictures_folder = pictures_folder
+        self.num_pictures = num_pictures if pictures_folder else 0
+        self.image_format = image_format
         self.classes = list(MetadataCatalog.get(dataset_name).thing_classes)
 
     def reset(self):
@@ -47,6 +58,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         self._top5 = 0
         self._loss = 0.0
+        self._worst, self._first = [], []  # (probability of the true class, label, scores, image)
 
     def process(self, inputs, outputs):
         if isinstance(inputs, Mapping):
@@ -66,6 +78,20 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._top5 += (top5 == labels[:, None]).sum().item()
         true_scores = scores.double().gather(1, labels[:, None])
         self._loss -= true_scores.clamp(min=SMALLEST).log().sum().item()
+        if self.num_pictures:
+            images = inputs["images"] if isinstance(inputs, Mapping) else [x["image"] for x in inputs]
+            self._keep(true_scores.flatten().tolist(), labels.tolist(), scores, images)
+
+    def _keep(self, true_scores, labels, scores, images):
+        worst = self.num_pictures // 2
+        first = self.num_pictures - worst - len(self._first)
+        ranked = sorted(range(len(labels)), key=true_scores.__getitem__)
+
+        def kept(i):
+            return true_scores[i], labels[i], scores[i].clone(), images[i].cpu().clone()
+
+        self._first += [kept(i) for i in range(len(labels))[: max(0, first)]]
+        self._worst = sorted([*self._worst, *map(kept, ranked[:worst])], key=lambda x: x[0])[:worst]
 
     def evaluate(self):
         """Add up what the processes have seen.
@@ -74,10 +100,11 @@ class ClassificationEvaluator(DatasetEvaluator):
             dict: in the main process ``{"classification": {"top1", "top5", "loss"}}``, accuracies in percent.
             Empty in others, and if there were no samples.
         """
-        parts = comm.gather((self._confusion, self._top5, self._loss))
+        parts = comm.gather((self._confusion, self._top5, self._loss, self._worst, self._first))
         if not comm.is_main_process():
             return {}
-        confusion, top5, loss = (sum(values) for values in zip(*parts, strict=True))
+        *sums, worst, first = zip(*parts, strict=True)
+        confusion, top5, loss = map(sum, sums)
         total = confusion.sum().item()
         if total == 0:
             logger.warning("No samples of %s were evaluated", self.dataset_name)
@@ -95,6 +122,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         folder = Path(self.output_folder)
         write_atomically(folder / "classification.json", json.dumps(content))
         draw_confusion_matrix(confusion, self.classes, folder / "confusion_matrix.png")
+        if self.num_pictures:
+            self._draw(*(list(itertools.chain(*lists)) for lists in (worst, first)))
         seen = {name: accuracy for name, accuracy in by_class.items() if accuracy is not None}
         worst, best = min(seen, key=seen.get), max(seen, key=seen.get)
         logger.info(
@@ -103,6 +132,23 @@ class ClassificationEvaluator(DatasetEvaluator):
             *(self.dataset_name, total, seen[worst], worst, seen[best], best, self.output_folder),
         )
         return {"classification": metrics}
+
+    def _draw(self, worst, first):
+        number = self.num_pictures // 2
+        kept = sorted(worst, key=lambda x: x[0])[:number] + first[: self.num_pictures - number]
+        folder, pictures = Path(self.pictures_folder), []
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (true_score, label, scores, image) in enumerate(kept):
+            name, pixels = f"{i:03d}.png", image.permute(1, 2, 0).byte().numpy()  # (C, H, W) -> (H, W, C)
+            Image.fromarray(convert_image_to_rgb(pixels, self.image_format)).save(folder / name)
+            found = scores.argmax().item()
+            note = f"predicted {self.classes[found]}, {100 * scores[found]:.1f} %"
+            if found != label:
+                note += f"; true class {100 * true_score:.1f} %"
+            title = f"{self.classes[label]} ({'one of the worst' if i < number else 'one of the first'})"
+            entry = {"file": name, "title": title, "note": note, "panels": ["image"]}
+            pictures.append({**entry, "error": 1 - true_score, "wrong": found != label})
+        index_pictures(folder, pictures)
 
 
 def draw_confusion_matrix(confusion, classes, path):

@@ -46,8 +46,8 @@ class PredictedMasks:
     """Writes the mask and a drawing of each image, and compares with true masks.
 
     ``x_mask.png`` holds 0 and 255 for a model of one class, else the class number of each pixel.
-    ``x_overlay.png`` shows the image with the outline of the predicted foreground in red. If ``x_mask`` of
-    the image's own format lies beside the image, the outline of the true foreground is green.
+    ``x_overlay.png`` shows the image with the outline of the predicted foreground in orange. If ``x_mask`` of
+    the image's own format lies beside the image, the outline of the true foreground is blue.
 
     Args:
         folder (Path): for the files.

@@ -12,7 +12,8 @@ from detectron2.utils import comm
 from ..files import read_image, write_atomically
 from .masks import read_mask
 from .segmentation_metrics import Overlap, largest_component, measure, soft_dice_loss, soft_iou, table
-from .segmentation_pictures import draw_slice, draw_volume_dice
+from .segmentation_pictures import PANELS, draw_slice, draw_volume_dice
+from .visualization import index_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class SegmentationEvaluator(DatasetEvaluator):
 
     def _draw(self, dice, slices, parts, kept):
         os.makedirs(self.pictures_folder, exist_ok=True)
-        ranked = sorted(dice, key=dice.get, reverse=True)
+        ranked, pictures = sorted(dice, key=dice.get, reverse=True), []
         for index in spread_out(len(ranked), self.num_pictures):
             patient = ranked[index]
             shown = max((part[patient] for part in parts if patient in part), key=lambda s: s["key"])
@@ -188,13 +189,14 @@ class SegmentationEvaluator(DatasetEvaluator):
             prediction = kept.get(shown["image_id"])
             if prediction is None:
                 prediction = _unpack(shown["prediction"], probabilities.shape)
-            caption = (
-                f"{patient}: volume Dice {dice[patient]:.1f} %, rank {index + 1} of {len(ranked)}; slice "
-                f"{record['slice']}: Dice {100 * record['overlap'].dice:.1f} %"
-            )
-            path = os.path.join(self.pictures_folder, f"rank_{index + 1:03d}.png")
+            name, own_dice = f"rank_{index + 1:03d}.png", 100 * record["overlap"].dice
             image, truth = read_image(shown["file_name"], "RGB"), read_mask(shown["mask_file_name"])
-            draw_slice(image, truth, probabilities, prediction, caption, path)
+            draw_slice(image, truth, probabilities, prediction, os.path.join(self.pictures_folder, name))
+            note = f"rank {index + 1} of {len(ranked)}; slice {record['slice']}: Dice {own_dice:.1f} %"
+            title = f"{patient}: volume Dice {dice[patient]:.1f} %"
+            entry = {"file": name, "title": title, "note": note, "panels": PANELS}
+            pictures.append({**entry, "error": 1 - dice[patient] / 100})
+        index_pictures(self.pictures_folder, pictures)
 
 
 def spread_out(length, number):

@@ -3,14 +3,19 @@
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 # An overlay is drawn this many times larger, so that contours hide little of the image.
 SCALE = 4
-GREEN, RED = (0, 255, 0), (255, 0, 0)
+# Blue and orange, told apart by the colour-blind too
+TRUE, PREDICTED = (86, 180, 233), (255, 140, 0)
+# What a drawn slice shows, from left to right, each at most this wide
+PANELS = ["image", "truth", "probability", "truth blue, prediction orange"]
+MAX_WIDTH = 512
 
 
 def draw_overlay(image, truth, prediction):
-    """An image with the outlines of two masks: the truth in green, the prediction in red, thinner and on top.
+    """An image with the outlines of two masks: the truth in blue, the prediction in orange, on top.
 
     Args:
         image (ndarray): uint8 RGB, (H, W, 3).
@@ -21,7 +26,7 @@ def draw_overlay(image, truth, prediction):
         ndarray: uint8 RGB, (4 H, 4 W, 3).
     """
     canvas = _enlarge(image)
-    for mask, colour, thickness in ((truth, GREEN, 5), (prediction, RED, 2)):
+    for mask, colour, thickness in ((truth, TRUE, 5), (prediction, PREDICTED, 2)):
         if mask is not None:
             # CCOMP, so that holes get an outline too
             contours, _ = cv2.findContours(
@@ -35,25 +40,21 @@ def _enlarge(array):
     return array.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
-def draw_slice(image, truth, probabilities, prediction, caption, path):
-    """Draw image, truth, predicted probability and overlay side by side into a PNG file.
+def draw_slice(image, truth, probabilities, prediction, path):
+    """Draw the panels `PANELS` side by side into a PNG file.
 
     Args:
         image, truth, prediction (ndarray): as in :func:`draw_overlay`, with a truth.
         probabilities (ndarray): uint8, (H, W); 255 is the probability 1.
-        caption (str): stands above.
         path (str): the file.
     """
-    panels = {"image": image, "truth": truth, "probability": probabilities}
-    panels["truth green, prediction red"] = draw_overlay(image, truth, prediction)
-    height, width = truth.shape
-    figure = Figure(figsize=(16, 4 * height / width + 0.7), layout="constrained")
-    figure.suptitle(caption)
-    for axes, (title, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axes.imshow(panel, cmap="gray", vmin=0, vmax=1 if panel is truth else 255)
-        axes.set_title(title, fontsize="medium")
-        axes.set_axis_off()
-    figure.savefig(path, dpi=130)
+    overlay = draw_overlay(image, truth, prediction)
+    panels = [Image.fromarray(x).convert("RGB") for x in (image, 255 * truth.astype(np.uint8), probabilities)]
+    size = [round(n * min(1, MAX_WIDTH / overlay.shape[1])) for n in overlay.shape[1::-1]]
+    # enlarged pixels stay pixels, outlines become smooth
+    panels = [panel.resize(size, Image.Resampling.NEAREST) for panel in panels]
+    panels.append(Image.fromarray(overlay).resize(size, Image.Resampling.LANCZOS))
+    Image.fromarray(np.concatenate(panels, axis=1)).save(path)
 
 
 def draw_volume_dice(dice, path):

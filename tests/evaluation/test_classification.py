@@ -124,3 +124,43 @@ def test_registered_for_its_data_sets(tmp_path):
     assert isinstance(evaluator, ClassificationEvaluator)
     assert evaluator.classes == CLASSES
     assert evaluator.output_folder == str(tmp_path / "inference" / NAME)
+
+
+def with_images(samples, image_format):
+    """A batch; image i is i in its first channel and 0 in the others."""
+    (inputs, outputs) = batch(samples)
+    images = torch.zeros(len(samples), 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = torch.arange(len(samples), dtype=torch.uint8)[:, None, None]
+    return {**inputs, "images": images}, outputs
+
+
+@pytest.mark.parametrize("image_format, red", [("RGB", 0), ("BGR", 2)])
+def test_the_worst_and_the_first_images_are_drawn(tmp_path, image_format, red):
+    folder = tmp_path / "pictures"
+    evaluator = ClassificationEvaluator(NAME, str(tmp_path), str(folder), 4, image_format)
+    for _ in range(2):
+        evaluator.reset()
+        evaluator.process(*with_images(SAMPLES, image_format))
+        evaluator.evaluate()
+    entries = json.loads((folder / "pictures.json").read_text())
+    # the true class got 1/8 in sample 5, 1/4 in sample 1, and 1/2, 1/4 in the first two
+    assert [entry["error"] for entry in entries] == [0.875, 0.75, 0.5, 0.75]
+    assert [entry["wrong"] for entry in entries] == [True, True, False, True]
+    assert entries[0]["title"] == "dog (one of the worst)" and entries[2]["title"] == "cat (one of the first)"
+    assert entries[0]["note"] == "predicted cat, 50.0 %; true class 12.5 %"
+    assert entries[2]["note"] == "predicted cat, 50.0 %"
+    pixels = [np.asarray(Image.open(folder / entry["file"]))[0, 0] for entry in entries]
+    assert [values[red] for values in pixels] == [5, 1, 0, 1]
+    assert sum(int(values.sum()) for values in pixels) == 7
+
+
+def test_images_of_a_list_are_drawn_over_several_batches(tmp_path):
+    evaluator = ClassificationEvaluator(NAME, str(tmp_path), str(tmp_path / "pictures"), 3)
+    evaluator.reset()
+    for i, (label, scores) in enumerate(SAMPLES):
+        image = torch.full((3, 2, 2), i, dtype=torch.uint8)
+        evaluator.process([{"label": label, "image": image}], [{"scores": torch.tensor(scores)}])
+    evaluator.evaluate()
+    entries = json.loads((tmp_path / "pictures" / "pictures.json").read_text())
+    pixels = [np.asarray(Image.open(tmp_path / "pictures" / entry["file"]))[0, 0, 0] for entry in entries]
+    assert pixels == [5, 0, 1]

@@ -226,4 +226,4 @@ def test_two_processes_count_every_slice_once(tmp_path, forked):
     assert (content["num_slices"], len(content["slices"])) == (5, 5)
     # Slice 2 of A, which has the most tumour, and slice 3 of B were in different processes' shares.
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
-    assert names == ["rank_001.png", "rank_002.png"]
+    assert names == ["pictures.json", "rank_001.png", "rank_002.png"]

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from iso_d2.evaluation import VisualPredictions
+from iso_d2.evaluation.visualization import class_colour, count_matches
 
 HEIGHT, WIDTH = 40, 60
 NAME = "drawn_test"
@@ -44,7 +47,6 @@ def found(box, score):
 
 
 def draw(folder, inputs, outputs, num_images=1, **kwargs):
-    np.random.seed(0)  # Detectron2 draws in random colours, some of them as grey as the pictures
     evaluator = VisualPredictions(NAME, str(folder), num_images, **kwargs)
     evaluator.reset()
     for image, output in zip(inputs, outputs, strict=True):
@@ -80,7 +82,7 @@ def test_as_many_as_asked_for(records, tmp_path):
     outputs = [found([35, 5, 55, 35], 0.9)] * 3
     draw(tmp_path / "a", records, outputs, num_images=2)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["000_photo0.png", "001_photo1.png"]
+    assert names == ["000_photo0.png", "001_photo1.png", "pictures.json"]
 
 
 def test_without_ground_truth_only_the_prediction(records, tmp_path):
@@ -105,3 +107,56 @@ def test_semantic_segmentation(records, tmp_path):
 def test_only_the_main_process_draws(records, tmp_path, monkeypatch):
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)]) == []
+
+
+def test_a_class_has_one_colour_in_truth_and_prediction(records, tmp_path):
+    (picture,) = draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)])
+    true, predicted = picture[20, 10], picture[25, WIDTH + 35]  # on the left edge of each box
+    assert np.abs(true - predicted).max() < 12
+    # orange, the first of the palette, mixed with the grey below
+    assert true[0] > true[1] + 20 > true[2] + 40
+
+
+def test_true_masks_only_beside_predicted_ones(records, tmp_path):
+    records[0]["annotations"][0]["segmentation"] = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    (picture,) = draw(tmp_path / "a", records[:1], [found([35, 5, 55, 35], 0.9)])
+    assert not changed(picture)[22:28, 14:26].any()
+    output = found([35, 5, 55, 35], 0.9)
+    masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    masks[:, 5:35, 35:55] = True
+    output["instances"].pred_masks = masks
+    (picture,) = draw(tmp_path / "b", records[:1], [output])
+    assert changed(picture)[22:28, 14:26].all() and changed(picture)[22:28, WIDTH + 40 : WIDTH + 50].all()
+
+
+def test_the_index_has_the_error_of_each_picture(records, tmp_path):
+    outputs = [found([10, 10, 30, 30], 0.9), found([35, 5, 55, 35], 0.9), found([10, 10, 30, 30], 0.1)]
+    draw(tmp_path / "a", records, outputs, num_images=3)
+    entries = json.loads((tmp_path / "a" / "pictures.json").read_text())
+    assert [entry["error"] for entry in entries] == [0, 1, 1]
+    notes = ["1 of 1 found, 0 missed, 0 extra", "0 of 1 found, 1 missed, 1 extra"]
+    assert [entry["note"] for entry in entries] == [*notes, "0 of 1 found, 1 missed, 0 extra"]
+    # of 40 x 60 pixels the square of 20 x 20 is of another class than predicted
+    draw(tmp_path / "b", records[:1], [{"sem_seg": torch.stack([torch.ones(40, 60), torch.zeros(40, 60)])}])
+    (entry,) = json.loads((tmp_path / "b" / "pictures.json").read_text())
+    assert entry["error"] == pytest.approx(1 / 6) and entry["note"] == "16.7 % of the pixels wrong"
+
+
+def test_each_object_is_found_once_and_by_its_own_class():
+    # Two objects of class 0 beside each other and one of class 1; 5 of 10 x 10 pixels apart the IoU is 1/3
+    boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 10]]))
+    predictions = Instances((HEIGHT, WIDTH))
+    predictions.pred_boxes = Boxes(
+        torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [25, 0, 35, 10], [0, 0, 10, 10]])
+    )
+    predictions.pred_classes = torch.tensor([0, 0, 0, 1])
+    predictions.scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    assert count_matches(boxes, [0, 0, 1], predictions) == 2
+    assert count_matches(boxes, [0, 0, 1], predictions, iou=0.3) == 3
+    assert count_matches(boxes[:0], [], predictions) == 0
+    assert count_matches(boxes, [0, 0, 1], predictions[:0]) == 0
+
+
+def test_colours_of_the_metadata_come_first():
+    assert class_colour(1, [(0, 0, 0), (255, 0, 51)]) == (1, 0, 0.2)
+    assert len({class_colour(number) for number in range(50)}) == 50
