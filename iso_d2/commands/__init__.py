@@ -10,6 +10,7 @@ from ..provenance import versions
 # by name: the file here, and what it does
 COMMANDS = {
     "train": ("train", "train or evaluate a model"),
+    "folds": ("folds", "cross-validate a segmentation network by patient"),
     "predict": ("predict", "run a trained model on images"),
     "export": ("export", "write a trained model as ONNX, TorchScript or torch.export"),
     "analyze": ("analyze", "measure how far networks are from an isometry"),

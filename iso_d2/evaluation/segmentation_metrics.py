@@ -86,6 +86,27 @@ def spread(values):
     return {"mean": float(np.mean(values)), "median": median, "q1": q1, "q3": q3, "min": least}
 
 
+def bootstrap_interval(values, confidence=0.95, resamples=10_000, seed=0):
+    """Percentile bootstrap of the mean: where it lies if as many values are drawn anew from these.
+
+    Args:
+        values (sequence of float): one a patient, at least one.
+        confidence (float): share of the means of the resamples that lies inside.
+        resamples (int): how many.
+        seed (int): of the draws.
+
+    Returns:
+        tuple[float, float]: the lower and the upper end.
+
+    Source: Efron, Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    values = np.asarray(values, np.float64)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(values[drawn].mean(axis=1), [outside, 1 - outside]).tolist()
+    return low, high
+
+
 def measure(slices, volumes):
     """The measures of a set of slices, which SegmentationEvaluator explains.
 
