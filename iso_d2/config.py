@@ -112,6 +112,9 @@ def _iso_config():
     cfg.MODEL.UNET.SRELU_LEARNABLE = False
     # "dice" (the report), "iou", "bce", "dice_bce"; with more than one class "dice", "iou", "cross_entropy"
     cfg.MODEL.UNET.LOSS = "dice"
+    # In training every level of the decoder has logits and a loss of its own, of half the weight of the next
+    # finer one; the weights sum to 1
+    cfg.MODEL.UNET.DEEP_SUPERVISION = False
     # eps in numerator and denominator of Dice and IoU: without it an empty mask has no gradient
     cfg.MODEL.UNET.DICE_SMOOTH = 1.0
     # Standardise channels by mean and std of each "image", or by PIXEL_MEAN and PIXEL_STD ("dataset")
@@ -229,6 +232,8 @@ def _iso_config():
     cfg.TEST.EVAL_EPOCHS = 0
     # [metric, "max" or "min"], such as ["bbox/AP", "max"]: keep the best of the evaluations as model_best.pth
     cfg.TEST.BEST = []
+    # UNets: mean of the probabilities of an image and its mirror images along "height", "width", or both axes
+    cfg.TEST.MIRROR_AXES = []
     cfg.TEST.SEGMENTATION = CN()
     # A pixel counts as foreground from this probability on
     cfg.TEST.SEGMENTATION.THRESHOLD = 0.5

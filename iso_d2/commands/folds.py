@@ -3,13 +3,14 @@
 iso-d2 folds --config-file FILE [--folds 5] [--fold I ...] [--num-gpus N] [KEY VALUE ...]
 
 The patients of DATASETS.TRAIN are divided. OUTPUT_DIR gets fold_0, fold_1, ..., and folds.json and
-patients.csv with the volume Dice of all patients. The same command goes on after an interruption.
+patients.csv with the volume Dice of all patients. The mean of the folds' networks is measured on
+DATASETS.TEST, if that has other patients. The same command goes on after an interruption.
 """
 
 import argparse
 import sys
 
-from ..engine.cross_validation import CONFIDENCE, CrossValidation
+from ..engine.cross_validation import CrossValidation
 from .train import start
 
 
@@ -45,11 +46,18 @@ def run(cross_validation):
     """Run one process of a CrossValidation."""
     summary = cross_validation.run()
     if summary:
-        dice, n, share = summary["volume_dice"], summary["n"], 100 * CONFIDENCE
-        low, high = dice["interval"]
-        print(
-            f"volume Dice of {n} patients out of fold: mean {dice['mean']:.1f} % ({share:.0f} % bootstrap "
-            f"interval {low:.1f} to {high:.1f}), median {dice['median']:.1f} %; every patient is in "
-            f"{cross_validation.cfg.OUTPUT_DIR}/patients.csv"
-        )
+        print(f"{describe(summary)} out of fold, in {cross_validation.cfg.OUTPUT_DIR}/patients.csv")
+        if "ensemble" in summary:
+            found = summary["ensemble"]
+            print(f"{describe(found)} of {', '.join(found['data'])}, by the folds' ensemble")
     return summary
+
+
+def describe(measures):
+    """str: the volume Dice of some patients, as in ``folds.json``."""
+    dice = measures["volume_dice"]
+    low, high = dice["interval"]
+    return (
+        f"volume Dice: mean {dice['mean']:.1f} % ({100 * dice['confidence']:.0f} % bootstrap interval "
+        f"{low:.1f} to {high:.1f}), median {dice['median']:.1f} %, {measures['n']} patients"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..files import read_image, write_atomically
+from ..files import as_csv, read_image, write_atomically
 from .masks import read_mask
 from .segmentation_metrics import Overlap, largest_component, measure, soft_dice_loss, soft_iou, table
 from .segmentation_pictures import draw_slice, draw_volume_dice
@@ -42,8 +42,8 @@ class SegmentationEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name (str): for the log.
-        output_folder (str): for ``segmentation.json``, with every patient and slice, and ``volume_dice.png``;
-            made if absent.
+        output_folder (str): for ``segmentation.json``, with every patient and slice, ``patients.csv`` and
+            ``volume_dice.png``; made if absent.
         smooth (float): eps of the report's measures.
         threshold (float): probability from which on a pixel is foreground.
         largest_component (bool): keep only the largest connected part of each patient's predicted mask, in
@@ -177,6 +177,7 @@ class SegmentationEvaluator(DatasetEvaluator):
             "slices": by_slice,
         }
         write_atomically(os.path.join(self.output_folder, "segmentation.json"), json.dumps(content))
+        write_atomically(os.path.join(self.output_folder, "patients.csv"), as_csv(by_patient))
 
     def _draw(self, dice, slices, parts, kept):
         os.makedirs(self.pictures_folder, exist_ok=True)

@@ -7,13 +7,16 @@ import signal
 import statistics
 
 import kills
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from engine_toys import At
 from patient_toys import UNET, register_patients
+from PIL import Image
 
 from iso_d2.commands import folds as command
+from iso_d2.commands import predict
 from iso_d2.data.catalog import register
 from iso_d2.engine import Trainer
 from iso_d2.engine.checkpoint import IsoCheckpointer
@@ -28,6 +31,7 @@ PATIENTS = "ABCDE"
 def data(tmp_path_factory):
     register_patients("folds_train", tmp_path_factory.mktemp("folds"), PATIENTS)
     register_patients("folds_test", tmp_path_factory.mktemp("folds"), "XY")
+    register_patients("folds_val", tmp_path_factory.mktemp("folds"), "EZ")
     register("folds_nameless", lambda: [{"file_name": "x.png"}], "medical_segmentation")
 
 
@@ -90,6 +94,35 @@ def test_every_patient_is_measured_by_a_network_that_never_saw_it(whole):
     assert [(row["patient"], float(row["dice"])) for row in rows] == list(zip(PATIENTS, dice, strict=True))
 
 
+def test_the_ensemble_is_measured_on_others_and_predicts(whole, tmp_path, capsys):
+    networks = [network(whole / f"fold_{fold}")[1] for fold in (0, 1)]
+
+    def mean(image):
+        return sum(model([{"image": image}])[0]["sem_seg"] for model in networks) / 2
+
+    found = read(whole)["ensemble"]
+    assert found["data"] == ["folds_test"] and [p["patient"] for p in found["patients"]] == ["X", "Y"]
+    expected = [volume_dice(mean, patient, "folds_test") for patient in "XY"]
+    assert [p["dice"] for p in found["patients"]] == pytest.approx(expected)
+
+    record = next(r for r in DatasetCatalog.get("folds_test") if r["image_id"] == "Y_2")
+    shutil.copy(record["file_name"], tmp_path / "y.png")
+    arguments = ["--folds", str(whole), "--input", str(tmp_path / "y.png"), "--output", str(tmp_path / "out")]
+    # cropped to what is bright, which is the whole of these
+    predict.main([*arguments, "--opts", "DATASETS.TEST", "()", "TEST.MIRROR_AXES", "['width']"])
+    image = torch.from_numpy(record["image_array"])
+    with torch.no_grad():
+        mirrored = (mean(image) + mean(image.flip(-1)).flip(-1)) / 2
+    mask = np.asarray(Image.open(tmp_path / "out" / "0000_y_mask.png")) > 0
+    assert np.array_equal(mask, mirrored[0].numpy() >= 0.5) and mask.any() and not mask.all()
+    (whole / "fold_1").rename(whole / "elsewhere")
+    with pytest.raises(SystemExit, match=r"fold_1/model_final.pth is missing: .* finish all 2 folds"):
+        predict.main(arguments)
+    (whole / "elsewhere").rename(whole / "fold_1")
+    with pytest.raises(SystemExit, match="is no OUTPUT_DIR of `iso-d2 folds`"):
+        predict.main(["--folds", str(tmp_path), *arguments[2:]])
+
+
 def test_it_goes_on_where_it_stopped(whole, tmp_path, monkeypatch, usual_handlers, capsys):
     build_hooks = Trainer.build_hooks
 
@@ -107,9 +140,9 @@ def test_it_goes_on_where_it_stopped(whole, tmp_path, monkeypatch, usual_handler
     assert not (tmp_path / "folds.json").exists()
     first = os.stat(tmp_path / "fold_0" / "model_final.pth").st_mtime_ns
     command.main(arguments)
-    assert re.search(
-        r"Dice of 5 patients out of fold: mean [\d.]+ % \(95 % bootstrap", capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert re.search(r"volume Dice: mean [\d.]+ % \(95 % bootstrap .*, 5 patients out of fold", said)
+    assert re.search(r"volume Dice: .*, 2 patients of folds_test, by the folds' ensemble", said)
     assert os.stat(tmp_path / "fold_0" / "model_final.pth").st_mtime_ns == first
     for fold in ("fold_0", "fold_1"):
         assert kills.digest(tmp_path / fold) == kills.digest(whole / fold)
@@ -151,6 +184,12 @@ def test_some_folds_alone_leave_the_rest(data, tmp_path):
         (["DATASETS.LGG_SPLIT", "fold"], 2, [], "leave it out to divide the patients of lgg_train"),
         (["DATASETS.TRAIN", "('folds_nameless',)"], 2, [], "'folds_nameless' names no patients"),
         (["DATASETS.TRAIN", "('folds_train', 'folds_train')"], 2, [], "share patients"),
+        (
+            ["DATASETS.TEST", "('folds_val',)"],
+            2,
+            [],
+            "folds_val .DATASETS.TEST. has patients of .*, E for one",
+        ),
         (["DATASETS.TRAIN", "()"], 2, [], "DATASETS.TRAIN is empty"),
         (
             ["MODEL.UNET.DEPTH", "3"],

@@ -73,6 +73,12 @@ def test_files(pairs, tmp_path):
     assert {key: content[key] for key in metrics} == metrics
     assert (content["smooth"], content["threshold"], content["largest_component"]) == (1.0, 0.5, False)
     assert (content["num_slices"], content["num_tumour_slices"]) == (5, 3)
+    # A: 2 pixels in both, 3 predicted, 5 true; B: 2, 3 and 3
+    assert (tmp_path / "a" / "patients.csv").read_text().splitlines() == [
+        "patient,dice,num_slices,num_tumour_slices,intersection,predicted,true",
+        "A,50.0,3,2,2,3,5",
+        f"B,{100 * (4 / 6)},2,1,2,3,3",
+    ]
     assert content["patients"] == [
         {
             "patient": "A",
