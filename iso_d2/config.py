@@ -202,6 +202,10 @@ def _iso_config():
     cfg.DATASETS.LGG_FOLD = 0
     cfg.DATASETS.LGG_FOLDS = 5
 
+    # How often a slice with foreground comes where another comes once, in the training of a set of slices. An
+    # epoch stays as many images as the sets have
+    cfg.DATASETS.FOREGROUND_REPEATS = 1
+
     cfg.INPUT = CN()
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
     cfg.INPUT.MAPPER = "albumentations"
