@@ -5,6 +5,7 @@ from scipy import stats
 from iso_d2.evaluation.segmentation_metrics import (
     Overlap,
     bootstrap_interval,
+    hausdorff95,
     largest_component,
     measure,
     soft_dice_loss,
@@ -156,3 +157,17 @@ def test_bootstrap_interval_is_that_of_scipy():
     half = 0.674 * np.std(values) / np.sqrt(6)
     assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1.0)
     assert bootstrap_interval([3.0]) == (3.0, 3.0)
+
+
+def test_hausdorff_of_two_boxes():
+    pytest.importorskip("surface_distance")
+    box = np.zeros((20, 20, 20), bool)
+    box[6:12, 6:12, 6:12] = True
+    # every face of the box shifted along one axis is at most the shift away, and the two ends are
+    for axis, spacing in enumerate((3.0, 1.0, 0.5)):
+        moved = np.roll(box, 4, axis)
+        assert hausdorff95(moved, box, (3.0, 1.0, 0.5)) == pytest.approx(4 * spacing)
+    assert hausdorff95(box, box, (1, 1, 1)) == 0
+    empty = np.zeros_like(box)
+    assert hausdorff95(empty, empty, (1, 1, 1)) == 0
+    assert hausdorff95(empty, box, (1, 1, 1)) is None
