@@ -45,6 +45,11 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    # for files of ONNX (iso-d2 export); for ISO.WRITERS
-    extras_require={"export": ["onnx", "onnxruntime"], "mlflow": ["mlflow"], "wandb": ["wandb"]},
+    # for files of ONNX (iso-d2 export); for surface distances (TEST.SEGMENTATION.SPACING); for ISO.WRITERS
+    extras_require={
+        "export": ["onnx", "onnxruntime"],
+        "medical": ["surface-distance"],
+        "mlflow": ["mlflow"],
+        "wandb": ["wandb"],
+    },
 )

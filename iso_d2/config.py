@@ -118,6 +118,9 @@ def _iso_config():
     cfg.MODEL.UNET.SRELU_LEARNABLE = False
     # "dice" (the report), "iou", "bce", "dice_bce"; with more than one class "dice", "iou", "cross_entropy"
     cfg.MODEL.UNET.LOSS = "dice"
+    # In training every level of the decoder has logits and a loss of its own, of half the weight of the next
+    # finer one; the weights sum to 1
+    cfg.MODEL.UNET.DEEP_SUPERVISION = False
     # eps in numerator and denominator of Dice and IoU: without it an empty mask has no gradient
     cfg.MODEL.UNET.DICE_SMOOTH = 1.0
     # Standardise channels by mean and std of each "image", or by PIXEL_MEAN and PIXEL_STD ("dataset")
@@ -214,6 +217,10 @@ def _iso_config():
     cfg.DATASETS.LGG_FOLD = 0
     cfg.DATASETS.LGG_FOLDS = 5
 
+    # How often a slice with foreground comes where another comes once, in the training of a set of slices. An
+    # epoch stays as many images as the sets have
+    cfg.DATASETS.FOREGROUND_REPEATS = 1
+
     cfg.INPUT = CN()
     # "albumentations": the pipelines below; "detectron2": its own mapper with INPUT.MIN_SIZE_* etc.
     cfg.INPUT.MAPPER = "albumentations"
@@ -246,11 +253,16 @@ def _iso_config():
     cfg.TEST.BEST = []
     # Stop after so many evaluations in a row without a better metric of TEST.BEST; 0: never
     cfg.TEST.PATIENCE = 0
+    # UNets: mean of the probabilities of an image and its mirror images along "height", "width", or both axes
+    cfg.TEST.MIRROR_AXES = []
     cfg.TEST.SEGMENTATION = CN()
     # A pixel counts as foreground from this probability on
     cfg.TEST.SEGMENTATION.THRESHOLD = 0.5
     # Measure masks after keeping the largest connected component of each patient's prediction
     cfg.TEST.SEGMENTATION.LARGEST_COMPONENT = False
+    # (slice, row, column), distances in mm: measures the 95 % Hausdorff distance of each patient, too. ():
+    # does not. Needs pip install iso_d2[medical]
+    cfg.TEST.SEGMENTATION.SPACING = ()
     # eps of the report's soft Dice loss and IoU
     cfg.TEST.SEGMENTATION.SMOOTH = 1.0
     return cfg

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and image files that are read whole or not at all."""
 
 import contextlib
+import csv
+import io
 import os
 import shutil
 import tempfile
@@ -53,6 +55,15 @@ def write_atomically(path, text):
     """Write a text file so that nobody ever sees half of it, making its folder if needed."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def as_csv(rows):
+    """str: rows (list[dict], with the same keys) as a table with a header."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def make_once(folder, fill):

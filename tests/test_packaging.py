@@ -18,7 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Packages beside iso_d2 that no wheel holds
 WORKSHOPS = ("benchmarks", "experiments")
 # Names that differ between `import` and `pip install`
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "surface_distance": "surface-distance",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+}
 
 
 def in_setup(argument):

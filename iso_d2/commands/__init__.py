@@ -11,6 +11,7 @@ from ..provenance import versions
 COMMANDS = {
     "train": ("train", "train or evaluate a model"),
     "find-lr": ("find_lr", "find a learning rate by a range test"),
+    "folds": ("folds", "cross-validate a segmentation network by patient"),
     "predict": ("predict", "run a trained model on images"),
     "export": ("export", "write a trained model as ONNX, TorchScript or torch.export"),
     "analyze": ("analyze", "measure how far networks are from an isometry"),

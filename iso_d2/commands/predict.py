@@ -7,6 +7,7 @@ together. A classifier gives one json with the scores of all classes, the best f
 iso-d2 predict --model isounet-lgg-narrow --input IMAGE_OR_FOLDER [...] --output DIR
 iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
     --opts MODEL.WEIGHTS output/quick/model_final.pth [KEY VALUE ...]
+iso-d2 predict --folds OUTPUT_DIR_OF_FOLDS --input IMAGE_OR_FOLDER [...] --output DIR [--opts KEY VALUE ...]
 iso-d2 predict --exported model.onnx --input IMAGE_OR_FOLDER [...] --output DIR [--opts KEY VALUE ...]
 """
 
@@ -21,6 +22,7 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
+from ..engine.cross_validation import find_folds, load_ensemble
 from ..engine.exported import ExportedModel
 from ..engine.predictor import Predictor, by_class, class_metadata, coco_predictions
 from ..engine.setup import load_config
@@ -36,6 +38,9 @@ def parse_args(argv):
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", metavar="FILE", help="config of the training")
+    source.add_argument(
+        "--folds", metavar="DIR", help="OUTPUT_DIR of `iso-d2 folds`: the mean of its networks"
+    )
     source.add_argument("--model", metavar="NAME", help="a trained network of iso_d2.list_models()")
     source.add_argument("--exported", metavar="FILE", help="a file of `iso-d2 export`, which has the config")
     parser.add_argument(
@@ -87,13 +92,17 @@ def main(argv=None):
     files = find_images(args.input)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        exported = ExportedModel(args.exported) if args.exported else None
-        if exported:
-            cfg = exported.config(args.opts)
+        if args.exported:
+            model = ExportedModel(args.exported)
+            cfg = model.config(args.opts)
+        elif args.folds:
+            config_file, weights = find_folds(args.folds)
+            cfg = load_config(config_file, args.opts)
+            model = load_ensemble(cfg, weights)
         else:
-            read = trained_config if args.model else load_config
+            read, model = trained_config if args.model else load_config, None
             cfg = read(args.model or args.config_file, args.opts)
-        predictor = Predictor(cfg, exported)
+        predictor = Predictor(cfg, model)
     except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     has_masks = cfg.MODEL.META_ARCHITECTURE in ("UNetSegmentor", "SemanticSegmentor")

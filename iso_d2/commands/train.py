@@ -37,12 +37,17 @@ def main(argv=None):
             find_config(args.config_file)
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
+    start(train, args, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+
+
+def start(run, argument, num_gpus, num_machines=1, machine_rank=0, dist_url="auto"):
+    """Call ``run(argument)`` in this process or in several, which something else may have started."""
     if join_processes():
-        train(args)
+        run(argument)
         return
-    if args.num_gpus > 1 and not torch.cuda.is_available():
-        print(f"No CUDA device here: running {args.num_gpus} processes on the CPU")
-    launch(train, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    if num_gpus > 1 and not torch.cuda.is_available():
+        print(f"No CUDA device here: running {num_gpus} processes on the CPU")
+    launch(run, num_gpus, num_machines, machine_rank, dist_url, args=(argument,))
 
 
 def train(args):

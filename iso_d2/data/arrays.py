@@ -136,7 +136,7 @@ def register_labelled_images(name, load, classes):
     register(name, lambda: load().dataset_dicts(), **metadata)
 
 
-def register_segmented_images(name, load, choose, size):
+def register_segmented_images(name, load, choose, size, patients=None):
     """Register a part of a set of SegmentedImages, as ``register_labelled_images`` does.
 
     Args:
@@ -145,6 +145,8 @@ def register_segmented_images(name, load, choose, size):
         choose (callable): takes their records, returns the indices that belong to the part, list[int].
         size (int): side of the preprocessed images in pixels; ``image_size`` of the metadata, by which
             other images are brought to the same size.
+        patients (sequence[str] or None): an order of all patients, some of whom may not be there, by which
+            folds.py divides them; None: that of the records.
     """
 
     def part(take):
@@ -157,5 +159,6 @@ def register_segmented_images(name, load, choose, size):
         evaluator_type="medical_segmentation",
         load_arrays=functools.partial(part, SegmentedImages.select),
         image_size=size,
+        patients=None if patients is None else tuple(patients),
         **SEGMENTATION,
     )

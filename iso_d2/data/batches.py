@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..randomness import derived_seed
 from .labels import LabelRange
-from .loader import images_of_one_process, shared_seed
+from .loader import foreground_repeats, images_of_one_process, shared_seed
 
 # (r, P): the images of process r of P
 _ALONE = (0, 1)
@@ -62,13 +62,16 @@ class TrainingBatches:
         flip (bool): mirror images at random.
         crop_padding (int): cut images at random after padding by so many pixels; 0: do not.
         rank, world_size (int): which process this is, of how many.
+        repeats (sequence of int or None): how often each image comes in a pass; None: once.
 
     Raises:
         ValueError: the batch cannot be divided among the processes, there are no images, or the padding is
             negative.
     """
 
-    def __init__(self, images, labels, batch_size, seed, flip=True, crop_padding=0, rank=0, world_size=1):
+    def __init__(
+        self, images, labels, batch_size, seed, flip=True, crop_padding=0, rank=0, world_size=1, repeats=None
+    ):
         images_of_one_process(batch_size, world_size)
         if len(images) == 0:
             raise ValueError("the training data have no images")
@@ -83,6 +86,8 @@ class TrainingBatches:
         self.crop_padding = crop_padding
         self.rank, self.world_size = rank, world_size
         self.start = 0
+        places = torch.arange(len(images))
+        self._places = places if repeats is None else places.repeat_interleave(torch.tensor(repeats))
 
     def seek(self, step):
         """Let the next iterator begin with the batch of this step, counted from 0."""
@@ -108,7 +113,7 @@ class TrainingBatches:
         pending = torch.empty(0, dtype=torch.int64, device=device)
         while True:
             while len(pending) < self.batch_size:
-                order = torch.randperm(len(self.images), generator=shuffling)
+                order = self._places[torch.randperm(len(self._places), generator=shuffling)]
                 pending = torch.cat([pending, order.to(device, non_blocking=True)])
             yield pending[self.rank : self.batch_size : self.world_size]
             pending = pending[self.batch_size :]
@@ -171,14 +176,17 @@ def build_training_batches(cfg):
     """
     options, names = cfg.INPUT.CLASSIFICATION, cfg.DATASETS.TRAIN
     segmented = _are_segmented(names)
+    images, labels = _load(cfg, names, LabelRange.from_config(cfg))
     return TrainingBatches(
-        *_load(cfg, names, LabelRange.from_config(cfg)),
+        images,
+        labels,
         cfg.SOLVER.IMS_PER_BATCH,
         seed=shared_seed(cfg),
         flip=options.FLIP and not segmented,
         crop_padding=0 if segmented else options.CROP_PADDING,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        repeats=foreground_repeats(cfg, labels if segmented else None),
     )
 
 

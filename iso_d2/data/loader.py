@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -154,6 +155,12 @@ def build_training_loader(cfg, mapper):
         parts = _train_loader_from_config(cfg, mapper=mapper)
     if not isinstance(parts["dataset"], list):  # a data set of one's own, which may be endless
         return build_detection_train_loader(**parts)
+    arrays = [record.get("sem_seg_array") for record in parts["dataset"]]
+    repeats = foreground_repeats(cfg, None if any(a is None for a in arrays) else arrays)
+    if repeats:
+        records = zip(parts["dataset"], repeats, strict=True)
+        parts["dataset"] = [record for record, number in records for _ in range(number)]
+        parts["sampler"] = TrainingSampler(len(parts["dataset"]), seed=seed)
     # each of Detectron2's samplers would leave out what other processes take, before images are grouped
     parts["sampler"]._rank, parts["sampler"]._world_size = 0, 1
     return TrainingLoader(
@@ -167,6 +174,31 @@ def build_training_loader(cfg, mapper):
         comm.get_rank(),
         world_size,
     )
+
+
+def foreground_repeats(cfg, labels):
+    """How often each image comes in a pass, by DATASETS.FOREGROUND_REPEATS.
+
+    Args:
+        cfg (CfgNode)
+        labels (iterable of ndarray or Tensor, or None): of the pixels of each image; 0 is the background and
+            255 does not count. None: the images have no such labels.
+
+    Returns:
+        list[int] or None: None if each comes once.
+
+    Raises:
+        ValueError: the number is below 1, or above 1 without labels of pixels.
+    """
+    number = cfg.DATASETS.FOREGROUND_REPEATS
+    if number < 1 or (number > 1 and labels is None):
+        raise ValueError(
+            f"DATASETS.FOREGROUND_REPEATS must be at least 1, and 1 for {', '.join(cfg.DATASETS.TRAIN)} if "
+            f"that is no set of slices with a label for each pixel, such as lgg_train; got {number}"
+        )
+    if number == 1:
+        return None
+    return [number if bool(((pixels > 0) & (pixels < 255)).any()) else 1 for pixels in labels]
 
 
 def images_of_one_process(batch_size, world_size):

@@ -47,6 +47,11 @@ def check_kind(cfg, dataset_name):
             f"albumentations, got {cfg.MODEL.META_ARCHITECTURE} and {cfg.INPUT.MAPPER}. "
             "For SemanticSegmentor the LGG slices are lgg_sem_seg_train and lgg_sem_seg_val."
         )
+    if cfg.TEST.MIRROR_AXES and not is_unet:
+        raise ValueError(
+            f"TEST.MIRROR_AXES {cfg.TEST.MIRROR_AXES} is for MODEL.META_ARCHITECTURE UNetSegmentor, got "
+            f"{cfg.MODEL.META_ARCHITECTURE}: set it to [] (detectors have TEST.AUG)"
+        )
     if kind == "sem_seg" and is_unet and cfg.MODEL.UNET.NUM_CLASSES == 1:
         raise ValueError(
             f"Data set {dataset_name!r} is evaluated by the best of several classes: "

@@ -14,7 +14,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
 from .checkpoint import BEST
-from .setup import leaves
+from .setup import leaves, load_config
 
 # Of no account for what a training does, or told elsewhere
 IGNORED = ("OUTPUT_DIR", "VERSION", "SEED", "MODEL.WEIGHTS", "MODEL.DEVICE", "ISO.WRITERS")
@@ -25,10 +25,14 @@ logger = logging.getLogger(__name__)
 def changes(dumped, cfg):
     """How the config of a checkpoint, as text, differs from another one.
 
+    A key that was new after the checkpoint had its default then.
+
     Returns:
         list[str]: "KEY old -> new" each, without the keys of `IGNORED`.
     """
     old, new = (dict(leaves(CfgNode(yaml.safe_load(text)))) for text in (dumped, cfg.dump()))
+    defaults = dict(leaves(CfgNode(yaml.safe_load(load_config().dump()))))
+    old = {key: defaults[key] for key in defaults.keys() & new.keys()} | old
     keys = [key for key in sorted(old.keys() | new.keys()) if key not in IGNORED]
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 

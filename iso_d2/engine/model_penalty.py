@@ -167,7 +167,8 @@ def _default_layers(model, convs):
             "layers to penalise in `include` (ISO.ORTHO.INCLUDE). "
             f"Its modules: {', '.join(name for name, _ in model.named_children())}"
         )
-    outputs = {module.output for module in model.modules() if isinstance(module, UNet)}
+    unets = [module for module in model.modules() if isinstance(module, UNet)]
+    outputs = {output for unet in unets for output in (unet.output, *unet.coarse_outputs.values())}
     return [n for n in names if convs[n] not in outputs and not _left_out_by_the_paper(convs[n])]
 
 

@@ -28,7 +28,7 @@ class Predictor:
 
     Args:
         cfg (CfgNode): MODEL.WEIGHTS must name a checkpoint, unless `model` is given.
-        model (ExportedModel or None): to run in place of the checkpoint's.
+        model (ExportedModel, SegmentorEnsemble or None): to run in place of the checkpoint's.
         fold (bool): multiply gains and residual scales into the checkpoint's weights.
 
     Raises:
@@ -43,8 +43,7 @@ class Predictor:
             )
         self.model = model
         if model is None:
-            self.model = Trainer.build_model(cfg).eval()
-            IsoCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+            self.model = load_network(cfg, cfg.MODEL.WEIGHTS)
             if fold:
                 fold_scales_(self.model)
         self.is_unet = cfg.MODEL.META_ARCHITECTURE == "UNetSegmentor"
@@ -86,6 +85,13 @@ class Predictor:
         if "instances" in output:
             output["instances"] = output["instances"].to("cpu")
         return output
+
+
+def load_network(cfg, weights):
+    """nn.Module: the network of a config with the weights of a file (str), in inference mode."""
+    model = Trainer.build_model(cfg).eval()
+    IsoCheckpointer(model).load(weights)
+    return model
 
 
 def rgb_array(image):

@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_iso_config
 from ..data import register_coco_json, register_image_folder
+from ..data.folds import register_folds
 from ..data.lgg import named_by_split, without_split
 
 # Meta-architectures whose training images are all of one size
@@ -80,6 +81,7 @@ def load_config(config_file="", opts=()):
     _register(cfg, "COCO_FORMAT", register_coco_json, ["name", "json file", "image folder"])
     _register(cfg, "IMAGE_FOLDERS", register_image_folder, ["name", "folder"])
     _rename_lgg(cfg, named_by_split)
+    register_folds((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     return cfg
 
 

@@ -9,9 +9,17 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..files import read_image, write_atomically
+from ..files import as_csv, read_image, write_atomically
 from .masks import read_mask
-from .segmentation_metrics import Overlap, largest_component, measure, soft_dice_loss, soft_iou, table
+from .segmentation_metrics import (
+    Overlap,
+    hausdorff95,
+    largest_component,
+    measure,
+    soft_dice_loss,
+    soft_iou,
+    table,
+)
 from .segmentation_pictures import PANELS, draw_slice, draw_volume_dice
 from .visualization import index_pictures
 
@@ -36,19 +44,23 @@ class SegmentationEvaluator(DatasetEvaluator):
     volume_dice_mean, median, q1, q3, min   over patients; the mask of a patient is that of all its slices
     detection_rate                          share of tumour slices where prediction and truth share a pixel
     false_alarm_rate                        share of tumour-free slices with any predicted pixel
+    hd95_mean, hd95_median                  95 % Hausdorff distance of patients, in mm, with ``spacing``
     ======================================  =================================================================
 
-    All but the losses are in percent. A mean over no slices is left out. The results of all processes are
-    combined; a slice (``image_id``) that several of them had counts once.
+    All but the losses and distances are in percent. A distance is left out where one of the masks is empty,
+    and so is a mean over no slices. The results of all processes are combined; a slice (``image_id``) that
+    several of them had counts once.
 
     Args:
         dataset_name (str): for the log.
-        output_folder (str): for ``segmentation.json``, with every patient and slice, and ``volume_dice.png``;
-            made if absent.
+        output_folder (str): for ``segmentation.json``, with every patient and slice, ``patients.csv`` and
+            ``volume_dice.png``; made if absent.
         smooth (float): eps of the report's measures.
         threshold (float): probability from which on a pixel is foreground.
         largest_component (bool): keep only the largest connected part of each patient's predicted mask, in
             everything but the report's measures. For sets that hold whole patients.
+        spacing (sequence of float): (slice, row, column), distances in mm, the same for all patients; empty:
+            no surface distances.
         pictures_folder (str or None): for ``rank_001.png`` (the best patient) and so on, which show the slice
             with the most tumour. Each evaluation overwrites the pictures of the one before.
         num_pictures (int): how many patients to draw, spread evenly from the best to the worst.
@@ -63,6 +75,7 @@ class SegmentationEvaluator(DatasetEvaluator):
     smooth: float = 1.0
     threshold: float = 0.5
     largest_component: bool = False
+    spacing: tuple = ()
     pictures_folder: str | None = None
     num_pictures: int = 0
 
@@ -73,6 +86,13 @@ class SegmentationEvaluator(DatasetEvaluator):
             )
         if self.smooth < 0:
             raise ValueError(f"TEST.SEGMENTATION.SMOOTH must be 0 or more, got {self.smooth}")
+        if len(self.spacing) not in (0, 3) or not all(distance > 0 for distance in self.spacing):
+            raise ValueError(
+                "TEST.SEGMENTATION.SPACING must be () or three distances above 0 in mm, of slices, rows and "
+                f"columns, got {self.spacing}"
+            )
+        if self.spacing:
+            hausdorff95(np.zeros(1, bool), np.zeros(1, bool), self.spacing)  # is the library there?
         self.num_pictures = self.num_pictures if self.pictures_folder else 0
 
     def reset(self):
@@ -96,7 +116,7 @@ class SegmentationEvaluator(DatasetEvaluator):
                 "soft_iou": soft_iou(probabilities, label, self.smooth),
                 "overlap": overlap,
             }
-            if self.largest_component:
+            if self.largest_component or self.spacing:
                 record["masks"] = np.packbits([prediction, truth], axis=None), truth.shape
             key = (overlap.true, overlap.predicted)
             shown = self._shown.get(image["patient"])
@@ -135,9 +155,12 @@ class SegmentationEvaluator(DatasetEvaluator):
                     )
                 kept.update(_keep_largest_component(records))
 
+        distances = {name: self._distance(r, kept) for name, r in patients.items()} if self.spacing else {}
         volumes = {name: Overlap.total(r["overlap"] for r in records) for name, records in patients.items()}
         metrics = measure(slices.values(), volumes.values())
-        self._write(metrics, patients, volumes)
+        if found := [distance for distance in distances.values() if distance is not None]:
+            metrics |= {"hd95_mean": float(np.mean(found)), "hd95_median": float(np.median(found))}
+        self._write(metrics, patients, volumes, distances)
         dice = {name: 100 * volume.dice for name, volume in volumes.items()}
         draw_volume_dice(dice, os.path.join(self.output_folder, "volume_dice.png"))
         if self.num_pictures:
@@ -148,11 +171,18 @@ class SegmentationEvaluator(DatasetEvaluator):
         )
         return {"segmentation": metrics}
 
-    def _write(self, metrics, patients, volumes):
+    def _distance(self, records, kept):
+        masks = _volume(records)
+        for record in records if kept else ():
+            masks[0, record["slice"] - records[0]["slice"]] = kept[record["image_id"]]
+        return hausdorff95(*masks, self.spacing)
+
+    def _write(self, metrics, patients, volumes, distances):
         by_patient = [
             {
                 "patient": name,
                 "dice": 100 * volumes[name].dice,
+                **({"hd95": distances[name]} if self.spacing else {}),
                 "num_slices": len(records),
                 "num_tumour_slices": sum(record["overlap"].true > 0 for record in records),
                 **volumes[name]._asdict(),
@@ -171,13 +201,14 @@ class SegmentationEvaluator(DatasetEvaluator):
         ]
         content = {
             **metrics,
-            **{key: getattr(self, key) for key in ("smooth", "threshold", "largest_component")},
+            **{key: getattr(self, key) for key in ("smooth", "threshold", "largest_component", "spacing")},
             "num_slices": len(by_slice),
             "num_tumour_slices": sum(entry["num_tumour_slices"] for entry in by_patient),
             "patients": by_patient,
             "slices": by_slice,
         }
         write_atomically(os.path.join(self.output_folder, "segmentation.json"), json.dumps(content))
+        write_atomically(os.path.join(self.output_folder, "patients.csv"), as_csv(by_patient))
 
     def _draw(self, dice, slices, parts, kept):
         os.makedirs(self.pictures_folder, exist_ok=True)
@@ -231,13 +262,13 @@ def _unpack(bits, shape):
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
-def _keep_largest_component(records):
-    """Count a patient's slices anew on the largest part of its prediction: image_id -> mask, bool (H, W)."""
+def _volume(records):
+    """Predicted and true mask of a patient: bool, (2, D, H, W)."""
     shapes = {record["masks"][1] for record in records}
     if len(shapes) > 1:
         raise ValueError(
             f"The slices of patient {records[0]['patient']} differ in size ({shapes}), so they are no "
-            "volume: set TEST.SEGMENTATION.LARGEST_COMPONENT False"
+            "volume: set TEST.SEGMENTATION.LARGEST_COMPONENT False and SPACING ()"
         )
     first, last = records[0]["slice"], records[-1]["slice"]
     # A missing slice stays empty, so its two sides are not connected.
@@ -245,6 +276,12 @@ def _keep_largest_component(records):
     for record in records:
         bits, shape = record["masks"]
         masks[:, record["slice"] - first] = _unpack(bits, (2, *shape))
+    return masks
+
+
+def _keep_largest_component(records):
+    """Count a patient's slices anew on the largest part of its prediction: image_id -> mask, bool (H, W)."""
+    masks, first = _volume(records), records[0]["slice"]
     masks[0] = largest_component(masks[0])
     kept = {}
     for record in records:

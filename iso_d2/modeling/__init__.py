@@ -7,13 +7,14 @@ from .blocks import IsoBlock
 from .classifier import ImageClassifier
 from .folding import fold_scales_
 from .isonet import ISONet
-from .segmentor import UNetSegmentor
+from .segmentor import SegmentorEnsemble, UNetSegmentor
 from .unet import UNet
 
 __all__ = [
     "ISONet",
     "ImageClassifier",
     "IsoBlock",
+    "SegmentorEnsemble",
     "UNet",
     "UNetSegmentor",
     "backbones",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from detectron2.config import configurable
@@ -13,6 +14,8 @@ from ..placement import resize_bilinear
 from .batched_inputs import as_batch, check_label_range
 from .segmentation_losses import IGNORE_LABEL, check_loss, class_probabilities, segmentation_losses
 from .unet import UNet
+
+MIRROR_AXES = {"height": -2, "width": -1}
 
 
 @META_ARCH_REGISTRY.register()
@@ -30,12 +33,14 @@ class UNetSegmentor(nn.Module):
             latter at least 1 grey level (as the report does); "dataset": by `pixel_mean` and `pixel_std`.
         pixel_mean (sequence of float): one a channel, for "dataset".
         pixel_std (sequence of float): one a channel, for "dataset".
+        mirror_axes (sequence of str): in inference the probabilities are the mean over the image and its
+            mirror images along any of these axes, "height" and "width", mirrored back: 2 or 4 forward passes.
 
     Raises:
         ValueError: an option that does not exist, a loss that is not for that number of classes, pixel_mean
             or pixel_std for another number of channels.
 
-    Source: report, sections 3.2, 4.1 and 5.1.
+    Source: report, sections 3.2, 4.1 and 5.1. Mirroring: Isensee et al., nnU-Net, Nature Methods 18, 2021.
     """
 
     @configurable
@@ -48,6 +53,7 @@ class UNetSegmentor(nn.Module):
         standardize="image",
         pixel_mean=(123.675, 116.28, 103.53),
         pixel_std=(58.395, 57.12, 57.375),
+        mirror_axes=(),
     ):
         super().__init__()
         check_loss(loss, unet.num_classes)
@@ -58,10 +64,16 @@ class UNetSegmentor(nn.Module):
                 "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD must have a value for each of the "
                 f"{unet.in_channels} channels (MODEL.UNET.IN_CHANNELS), got {pixel_mean} and {pixel_std}"
             )
+        if not set(mirror_axes) <= set(MIRROR_AXES) or len(set(mirror_axes)) < len(mirror_axes):
+            raise ValueError(
+                f"TEST.MIRROR_AXES must hold each of {', '.join(MIRROR_AXES)} at most once, got {mirror_axes}"
+            )
         self.unet = unet
         self.loss = loss
         self.dice_smooth = dice_smooth
         self.standardize = standardize
+        dims = [MIRROR_AXES[axis] for axis in mirror_axes]
+        self.mirrorings = [m for n in range(1, len(dims) + 1) for m in combinations(dims, n)]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -70,6 +82,7 @@ class UNetSegmentor(nn.Module):
         options = {key.lower(): value for key, value in cfg.MODEL.UNET.items()}
         own = {key: options.pop(key) for key in ("loss", "dice_smooth", "standardize")}
         own |= {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+        own["mirror_axes"] = cfg.TEST.MIRROR_AXES
         return {"unet": UNet(**options), **own}
 
     @property
@@ -100,18 +113,23 @@ class UNetSegmentor(nn.Module):
             images, labels = as_batch(batched_inputs, "sem_seg", "UNetSegmentor", "segmentation", True)
             self._check_labels(labels, images.shape)
             labels = labels.to(self.device, non_blocking=True)
-            return segmentation_losses(self._logits(images), labels, self.loss, self.dice_smooth)
-        if isinstance(batched_inputs, Mapping):
-            return {"probabilities": class_probabilities(self._logits(batched_inputs["images"]))}
-        images = [x["image"] for x in batched_inputs]
-        if len({image.shape for image in images}) == 1:
-            probabilities = class_probabilities(self._logits(torch.stack(images)))
-        else:
-            probabilities = [class_probabilities(self._logits(image[None]))[0] for image in images]
-        return [
-            {"probabilities": p, "sem_seg": to_original(p, x)}
-            for p, x in zip(probabilities, batched_inputs, strict=True)
-        ]
+            logits = self._logits(images)
+            levels = logits if isinstance(logits, list) else [logits]  # deep supervision: the finest first
+            total, losses = sum(0.5**i for i in range(len(levels))), {}
+            for i, level in enumerate(levels):
+                for name, loss in segmentation_losses(level, labels, self.loss, self.dice_smooth).items():
+                    losses[name] = losses.get(name, 0) + 0.5**i / total * loss
+            return losses
+        return _infer(self.probabilities, batched_inputs)
+
+    def probabilities(self, images):
+        """(B, C, H, W), of 0 to 255 -> (B, K, H, W), float32: the mean over the mirrorings."""
+        mean = class_probabilities(self._logits(images))
+        if self.mirrorings:
+            for dims in self.mirrorings:
+                mean = mean + class_probabilities(self._logits(images.flip(dims))).flip(dims)
+            mean = mean / (1 + len(self.mirrorings))
+        return mean
 
     def _logits(self, images):
         if images.shape[1] != self.unet.in_channels:
@@ -147,6 +165,43 @@ class UNetSegmentor(nn.Module):
                 "foreground, masks of 0/255 must become 0/1.",
                 name=__name__,
             )
+
+
+class SegmentorEnsemble(nn.Module):
+    """Several trained UNetSegmentors as one: the mean of their probabilities. For inference alone.
+
+    Args:
+        models (sequence[UNetSegmentor]): of the same classes; at least one.
+
+    Source: the folds' ensemble of nnU-Net, Isensee et al., Nature Methods 18, 2021.
+    """
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models).eval()
+        self.training = False
+
+    def forward(self, batched_inputs):
+        """As :meth:`UNetSegmentor.forward` in inference."""
+        return _infer(self.probabilities, batched_inputs)
+
+    def probabilities(self, images):
+        """As :meth:`UNetSegmentor.probabilities`."""
+        return sum(model.probabilities(images) for model in self.models) / len(self.models)
+
+
+def _infer(probabilities, batched_inputs):
+    """What UNetSegmentor gives in inference, by a function (B, C, H, W) -> (B, K, H, W)."""
+    if isinstance(batched_inputs, Mapping):
+        return {"probabilities": probabilities(batched_inputs["images"])}
+    images = [x["image"] for x in batched_inputs]
+    if len({image.shape for image in images}) == 1:
+        found = probabilities(torch.stack(images))
+    else:
+        found = [probabilities(image[None])[0] for image in images]
+    return [
+        {"probabilities": p, "sem_seg": to_original(p, x)} for p, x in zip(found, batched_inputs, strict=True)
+    ]
 
 
 def to_original(probabilities, dataset_dict):

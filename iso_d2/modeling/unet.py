@@ -63,11 +63,14 @@ class UNet(nn.Module):
             pixel then sees 3x3 input pixels, at nine times the cost. The report names neither its kernel nor
             a reason for a larger one, so 2 is the default. With ``init="orthogonal"`` the outer taps start at
             0.
+        deep_supervision (bool): in training a 1x1 convolution gives logits of each coarser level of the
+            decoder, too.
         signal, srelu_init, srelu_learnable, metric, srelu_gain: of ISO-UNet's
             :class:`~iso_d2.modeling.signal.Signal`. The 1x1 convolution has no metric.
 
     Raises:
-        ValueError: an option that does not exist, or a normalization in ISO-UNet.
+        ValueError: an option that does not exist, a normalization in ISO-UNet, or deep supervision with fewer
+            than two levels in the decoder.
 
     Source: report, section 3.2; variance of UNet's weights: Ronneberger et al., section 3.
     """
@@ -88,6 +91,7 @@ class UNet(nn.Module):
         signal="paper",
         metric=False,
         srelu_gain=False,
+        deep_supervision=False,
     ):
         super().__init__()
         sizes = {"in_channels": in_channels, "num_classes": num_classes, "base_channels": base_channels}
@@ -152,6 +156,16 @@ class UNet(nn.Module):
                 _kaiming_init_(module)
         # PyTorch's initialisation, since with a delta the logits would be a copy of an input channel
         self.output = nn.Conv2d(base_channels, num_classes, 1)
+        if deep_supervision and depth < 3:
+            raise ValueError(
+                f"UNet deep_supervision (MODEL.UNET.DEEP_SUPERVISION) needs depth 3 or more, got {depth}"
+            )
+        # of the decoder's blocks but the last, which has `output`; a dictionary, since they are no blocks
+        self.coarse_outputs = nn.ModuleDict(
+            {str(i): nn.Conv2d(here, num_classes, 1) for i, (_, here) in enumerate(upwards[:-1])}
+            if deep_supervision
+            else {}
+        )
 
     def _balance(self, signal):
         """Give each upward path the mean square of the skip connection that it is concatenated with.
@@ -179,7 +193,8 @@ class UNet(nn.Module):
     def forward(self, images):
         """(N, in_channels, H, W), of any size -> (N, num_classes, H, W), logits.
 
-        Zeros at the right and the bottom extend the image to multiples of 2^(depth - 1).
+        Zeros at the right and the bottom extend the image to multiples of 2^(depth - 1). With deep
+        supervision it is a list in training, the finest level first; the others are resized bilinearly.
         """
         height, width = images.shape[-2:]
         multiple = 2 ** len(self.ups)
@@ -187,14 +202,21 @@ class UNet(nn.Module):
         # a trace pads always, since the condition would become a constant
         padded = below or right or torch.jit.is_tracing()
         x = F.pad(images, (0, right, 0, below)) if padded else images
+        padded_size = x.shape[-2:]
         skips = []
         for block in self.encoder:
             x = block(F.max_pool2d(x, 2) if skips else x)
             skips.append(x)
         skips.pop()
-        for up, block in zip(self.ups, self.decoder, strict=True):
+        coarse = []
+        for i, (up, block) in enumerate(zip(self.ups, self.decoder, strict=True)):
             x = block(torch.cat([skips.pop(), up(x)], dim=1))
-        return self.output(x)[..., :height, :width]
+            if self.training and str(i) in self.coarse_outputs:
+                logits = self.coarse_outputs[str(i)](x)
+                resized = F.interpolate(logits, padded_size, mode="bilinear", align_corners=False)
+                coarse.append(resized[..., :height, :width])
+        logits = self.output(x)[..., :height, :width]
+        return [logits, *coarse[::-1]] if coarse else logits
 
 
 class _Repeat(nn.Module):

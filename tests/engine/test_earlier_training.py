@@ -5,6 +5,7 @@ import torch
 from engine_toys import final, toy_config, trained
 
 from iso_d2.engine import Trainer
+from iso_d2.engine.earlier_training import changes
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,15 @@ def test_an_unchanged_config_is_no_news(tmp_path, log):
     trained(tmp_path)
     trained(tmp_path, "MODEL.DEVICE", "cpu")
     assert "has changed" not in log.text
+
+
+def test_a_key_that_the_checkpoint_does_not_know_had_its_default(tmp_path):
+    cfg = toy_config(tmp_path)
+    earlier = cfg.clone()
+    del earlier.TEST["BEST"]
+    assert changes(earlier.dump(), cfg) == []
+    cfg.TEST.BEST = ["bbox/AP", "max"]
+    assert changes(earlier.dump(), cfg) == ["TEST.BEST [] -> ['bbox/AP', 'max']"]
 
 
 def test_a_random_seed_is_kept(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from scored_slices import COUNTS, LARGEST_COUNTS, NAME, SLICES
 
 from iso_d2.evaluation.segmentation import SegmentationEvaluator, spread_out
+from iso_d2.evaluation.segmentation_metrics import hausdorff95
 
 TUMOUR = [0, 1, 4]  # which of SLICES have one
 
@@ -73,6 +75,12 @@ def test_files(pairs, tmp_path):
     assert {key: content[key] for key in metrics} == metrics
     assert (content["smooth"], content["threshold"], content["largest_component"]) == (1.0, 0.5, False)
     assert (content["num_slices"], content["num_tumour_slices"]) == (5, 3)
+    # A: 2 pixels in both, 3 predicted, 5 true; B: 2, 3 and 3
+    assert (tmp_path / "a" / "patients.csv").read_text().splitlines() == [
+        "patient,dice,num_slices,num_tumour_slices,intersection,predicted,true",
+        "A,50.0,3,2,2,3,5",
+        f"B,{100 * (4 / 6)},2,1,2,3,3",
+    ]
     assert content["patients"] == [
         {
             "patient": "A",
@@ -227,3 +235,28 @@ def test_two_processes_count_every_slice_once(tmp_path, forked):
     # Slice 2 of A, which has the most tumour, and slice 3 of B were in different processes' shares.
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["pictures.json", "rank_001.png", "rank_002.png"]
+
+
+def test_surface_distances(pairs, tmp_path):
+    pytest.importorskip("surface_distance")
+    metrics = evaluate(pairs, tmp_path, spacing=(5.0, 1.0, 2.0))["segmentation"]
+    content = json.loads((tmp_path / "segmentation.json").read_text())
+    found = {patient["patient"]: patient["hd95"] for patient in content["patients"]}
+    # B: slices 1 to 3 of 2 x 3 pixels, of which the second is missing
+    masks = np.zeros((2, 3, 2, 3), bool)
+    masks[0, 0, 0, 0] = masks[0, 2, 1, :2] = masks[1, 2, 1] = True
+    assert found["B"] == hausdorff95(*masks, (5.0, 1.0, 2.0))
+    evaluate(pairs, tmp_path / "largest", spacing=(5.0, 1.0, 2.0), largest_component=True)
+    masks[0, 0] = False
+    kept = json.loads((tmp_path / "largest" / "segmentation.json").read_text())["patients"][1]["hd95"]
+    assert kept == hausdorff95(*masks, (5.0, 1.0, 2.0)) != found["B"]
+    assert metrics["hd95_mean"] == pytest.approx((found["A"] + found["B"]) / 2)
+    assert "A,50.0," + str(found["A"]) in (tmp_path / "patients.csv").read_text()
+    with pytest.raises(ValueError, match=r"SPACING must be .. or three distances above 0"):
+        SegmentationEvaluator(NAME, str(tmp_path), spacing=(1.0, 0.0, 1.0))
+
+
+def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "surface_distance", None)
+    with pytest.raises(ImportError, match=r"SPACING .* pip install iso_d2\[medical\]"):
+        SegmentationEvaluator(NAME, str(tmp_path), spacing=(1.0, 1.0, 1.0))

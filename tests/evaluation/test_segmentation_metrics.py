@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from iso_d2.evaluation.build import METRICS
 from iso_d2.evaluation.segmentation_metrics import (
     Overlap,
+    bootstrap_interval,
+    hausdorff95,
     largest_component,
     measure,
     soft_dice_loss,
@@ -145,3 +148,28 @@ def test_table():
         "tumour slices detected (%): 50.00",
         "tumour-free slices with false alarm (%): 33.33",
     ]
+
+
+def test_bootstrap_interval_is_that_of_scipy():
+    values = [10.0, 40.0, 42.0, 55.0, 71.0, 90.0]
+    expected = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=7)
+    assert bootstrap_interval(values) == pytest.approx(expected.confidence_interval, abs=1.0)
+    low, high = bootstrap_interval(values, confidence=0.5)
+    # nearly normal: 0.674 standard errors to either side
+    half = 0.674 * np.std(values) / np.sqrt(6)
+    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1.0)
+    assert bootstrap_interval([3.0]) == (3.0, 3.0)
+
+
+def test_hausdorff_of_two_boxes():
+    pytest.importorskip("surface_distance")
+    box = np.zeros((20, 20, 20), bool)
+    box[6:12, 6:12, 6:12] = True
+    # every face of the box shifted along one axis is at most the shift away, and the two ends are
+    for axis, spacing in enumerate((3.0, 1.0, 0.5)):
+        moved = np.roll(box, 4, axis)
+        assert hausdorff95(moved, box, (3.0, 1.0, 0.5)) == pytest.approx(4 * spacing)
+    assert hausdorff95(box, box, (1, 1, 1)) == 0
+    empty = np.zeros_like(box)
+    assert hausdorff95(empty, empty, (1, 1, 1)) == 0
+    assert hausdorff95(empty, box, (1, 1, 1)) is None

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from iso_d2.config import add_iso_config
-from iso_d2.modeling import UNet, UNetSegmentor
+from iso_d2.modeling import SegmentorEnsemble, UNet, UNetSegmentor
 from iso_d2.placement import Placement
 
 
@@ -219,6 +219,82 @@ def test_every_key_arrives():
     assert [name for name, _ in model.unet.encoder[0].named_children()][:3] == ["conv1", "norm1", "act1"]
     assert hasattr(model.unet.ups[0], "repeat")
     assert model.pixel_mean.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_deep_supervision_halves_the_weight_of_each_coarser_level():
+    plain = build_model(config()).train()
+    model = build_model(config("MODEL.UNET.DEEP_SUPERVISION", True, "MODEL.UNET.DEPTH", 3)).train()
+    missing = model.load_state_dict(plain.state_dict(), strict=False)
+    assert missing.missing_keys == ["unet.coarse_outputs.0.weight", "unet.coarse_outputs.0.bias"]
+    assert missing.unexpected_keys == []
+    # the decoder has two levels, at half the size and in full; constant logits there stay so in full size
+    nn.init.zeros_(model.unet.coarse_outputs["0"].weight)
+    nn.init.constant_(model.unet.coarse_outputs["0"].bias, 1.5)
+    data = {"images": torch.randint(256, (2, 3, 10, 7), dtype=torch.uint8)}
+    data["labels"] = torch.randint(2, (2, 10, 7))
+    p = torch.full((2, 1, 10, 7), 1.5).sigmoid()
+    q = data["labels"][:, None]
+    pixels = (1, 2, 3)
+    coarse = 1 - (2 * (p * q).sum(pixels) + 1) / ((p * p).sum(pixels) + q.sum(pixels) + 1)
+    (fine,), (found,) = plain(data).values(), model(data).values()
+    torch.testing.assert_close(found, (2 * fine + coarse.mean()) / 3)
+    torch.testing.assert_close(
+        model.eval()({"images": data["images"]}), plain.eval()({"images": data["images"]})
+    )
+    found.backward()
+    assert model.unet.coarse_outputs["0"].bias.grad.abs().item() > 0
+    with pytest.raises(ValueError, match="needs depth 3 or more, got 2"):
+        UNet(base_channels=2, depth=2, deep_supervision=True)
+
+
+class Corner(nn.Module):
+    """The logit of the uppermost left pixel is the image's channel there, all others are 0."""
+
+    in_channels = num_classes = 1
+
+    def forward(self, images):
+        logits = torch.zeros_like(images)
+        logits[..., 0, 0] = images[..., 0, 0]
+        return logits
+
+
+@pytest.mark.parametrize("axes", [(), ("width",), ("height",), ("height", "width")])
+def test_mirrored_images_are_averaged(axes):
+    image = torch.tensor([[[0, 1, 8], [2, 3, 4]]], dtype=torch.uint8)
+    model = UNetSegmentor(unet=Corner(), mirror_axes=axes).eval()
+    standardised = (image.double() - 3) / image.double().std(correction=0)
+    # with an axis the corner of each mirror image is another corner of the image
+    corners = {(r, c) for r in {0, -1 if "height" in axes else 0} for c in {0, -1 if "width" in axes else 0}}
+    expected = torch.full((2, 3), 0.5, dtype=torch.float64)
+    for corner in corners:
+        expected[corner] += (standardised[0][corner].sigmoid() - 0.5) / len(corners)
+    assert len(corners) == 2 ** len(axes)
+    (out,) = model([{"image": image, "height": 2, "width": 3}])
+    for found in (out["probabilities"][0], out["sem_seg"][0]):
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model({"images": image[None]})["probabilities"][0], out["probabilities"])
+
+
+def test_the_ensemble_is_the_mean():
+    models = [segmentor(2, loss="cross_entropy"), build_model(config("MODEL.UNET.IN_CHANNELS", 2))]
+    models[1].unet.output = nn.Conv2d(4, 2, 1)
+    ensemble = SegmentorEnsemble(models)
+    assert not any(module.training for module in ensemble.modules())
+    image = torch.randint(256, (2, 8, 12), dtype=torch.uint8)
+    each = [model([{"image": image}])[0]["probabilities"] for model in models]
+    (found,) = ensemble([{"image": image, "height": 4, "width": 6}])
+    torch.testing.assert_close(found["probabilities"], (each[0] + each[1]) / 2)
+    assert found["sem_seg"].shape == (2, 4, 6)
+    assert (each[0] - each[1]).abs().max() > 0.01
+
+
+def test_axes_of_the_mirror_are_checked():
+    for axes in (["depth"], ["width", "width"]):
+        with pytest.raises(
+            ValueError, match=r"TEST\.MIRROR_AXES must hold each of height, width at most once"
+        ):
+            build_model(config("TEST.MIRROR_AXES", axes))
+    assert build_model(config("TEST.MIRROR_AXES", ["width"])).mirrorings == [(-1,)]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

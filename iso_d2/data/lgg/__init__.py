@@ -7,9 +7,9 @@ as the channels of an RGB image. They lie in the data set root as the archive fr
     lgg_train, lgg_val                     preprocessed arrays, for UNetSegmentor; see arrays.py
     lgg_sem_seg_train, lgg_sem_seg_val     the same slices as PNG files, for Detectron2's SemanticSegmentor
 
-These are split by patient. Other splits are named after ``lgg`` or ``lgg_sem_seg``: lgg_image_train,
-lgg_tune_val, lgg_sem_seg_fold0of5_val; patients.py says what they are. DATASETS.LGG_SPLIT in a config renames
-the sets whose names say no split (``named_by_split``) when the config is loaded.
+These are split by patient; ``lgg`` holds all. Other splits are named after ``lgg`` or ``lgg_sem_seg``:
+lgg_image_train, lgg_tune_val, lgg_sem_seg_fold0of5_val; patients.py says what they are. DATASETS.LGG_SPLIT in
+a config renames the sets whose names say no split (``named_by_split``) when the config is loaded.
 
 Patients may be missing, slices of a patient not. All slices are preprocessed once into the cache, under a
 name that depends on the settings and on the names, sizes and times of the files.
@@ -46,7 +46,7 @@ def register_split(split):
     for side in ("train", "val"):
         name, choose = _with_split(f"lgg_{side}", split), functools.partial(_choose, side, split)
         if name not in DatasetCatalog:
-            register_segmented_images(name, load_lgg, choose, PREPROCESSING.size)
+            register_segmented_images(name, load_lgg, choose, PREPROCESSING.size, PATIENTS)
             register(
                 _with_split(f"lgg_sem_seg_{side}", split),
                 functools.partial(_load_sem_seg, choose),
@@ -187,5 +187,10 @@ def _write_png(whole, folder):
     in_threads("writing lgg_sem_seg", write, range(len(whole.records)))
 
 
+def _all(records):
+    return list(range(len(records)))
+
+
+register_segmented_images("lgg", load_lgg, _all, PREPROCESSING.size, PATIENTS)
 for _split in ("patient", "image", "tune", *(f"fold{_fold}of5" for _fold in range(5))):
     register_split(_split)
