@@ -213,6 +213,7 @@ def layer_table(layers):
     note = f"Logged values are of iteration {min(steps):,} and {max(steps):,}." if steps else ""
     if "error" in used:
         note += " Singular values σ of each convolution on the smallest circular grid; an isometry has σ = 1."
+        note += " Kernels that are kept centred (MODEL.ISONET.CENTRED) have a smallest σ of 0, by design."
     return Table("Layers", head, rows, note.strip())
 
 
