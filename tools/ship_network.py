@@ -10,6 +10,7 @@ python tools/ship_network.py NAME OUTPUT_DIR --command "python tools/train_net.p
 import argparse
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -67,7 +68,11 @@ def main(argv=None):
             "versions": versions(),
             "hardware": hardware(cfg.MODEL.DEVICE, 1),
         },
-        "metrics": {name: round(value, 4) for name, value in last.items() if name.startswith(METRICS)},
+        "metrics": {
+            name: round(value, 4)
+            for name, value in last.items()
+            if name.startswith(METRICS) and math.isfinite(value)  # of no large objects there is no AP
+        },
         "results": args.results,
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

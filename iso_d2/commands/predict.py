@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 from tqdm import tqdm
 
 from ..engine.cross_validation import find_folds, load_ensemble
@@ -28,6 +28,7 @@ from ..engine.predictor import Predictor, by_class, class_metadata, coco_predict
 from ..engine.setup import load_config
 from ..engine.trained import trained_config
 from ..evaluation.masks import PredictedMasks, is_mask
+from ..evaluation.visualization import draw_detections
 from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image, write_atomically
 from . import add_opts
 
@@ -131,9 +132,10 @@ def main(argv=None):
             )
         instances = output["instances"]
         predictions.append((str(file), instances))
-        visualizer = Visualizer(read_image(file, "RGB"), metadata)
-        drawn = visualizer.draw_instance_predictions(instances[instances.scores >= args.threshold])
-        drawn.save(str(args.output / f"{len(predictions):04d}_{file.stem}.png"))
+        drawn = draw_detections(
+            read_image(file, "RGB"), instances[instances.scores >= args.threshold], metadata
+        )
+        Image.fromarray(drawn).save(args.output / f"{len(predictions):04d}_{file.stem}.png")
     if has_masks:
         print(f"masks of {masks.number} images in {args.output}")
         for folder, dice in masks.volume_dice().items():

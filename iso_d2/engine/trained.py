@@ -14,6 +14,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from ..evaluation import draw_overlay
+from ..evaluation.visualization import draw_detections
 from ..files import read_image
 from .predictor import Predictor, by_class, rgb_array
 from .setup import load_config
@@ -161,16 +162,16 @@ class Prediction:
         """The image with boxes of at least a score, with the outline of the mask, or with its best classes.
 
         Returns:
-            PIL.Image.Image: RGB. That of a mask is four times as large, that of a classifier has 256 pixels a
-            side or more.
+            PIL.Image.Image: RGB. That of a mask is four times as large, that of boxes is at least 480 pixels
+            wide, that of a classifier has 256 pixels a side or more.
         """
         if self.mask is not None:
             return Image.fromarray(draw_overlay(self.image, None, self.mask > 0))
-        times = 1 if self.instances is not None else -(-DRAWN // min(self.image.shape[:2]))
-        visualizer = Visualizer(self.image.repeat(times, 0).repeat(times, 1), self.metadata)
         if self.instances is not None:
             shown = self.instances[self.instances.scores >= threshold]
-            return Image.fromarray(visualizer.draw_instance_predictions(shown).get_image())
+            return Image.fromarray(draw_detections(self.image, shown, self.metadata))
+        times = -(-DRAWN // min(self.image.shape[:2]))
+        visualizer = Visualizer(self.image.repeat(times, 0).repeat(times, 1), self.metadata)
         best = list(self.scores.items())[:3]
         text = "\n".join(f"{name} {100 * score:.0f} %" for name, score in best)
         drawn = visualizer.draw_text(text, (4, 4), font_size=14, horizontal_alignment="left")

@@ -170,6 +170,22 @@ def _boxes_and_classes(annotations):
     return Boxes(np.array(boxes, np.float32).reshape(-1, 4)), [a["category_id"] for a in annotations]
 
 
+def draw_detections(pixels, found, metadata):
+    """The image with its detections, each class in one colour.
+
+    Args:
+        pixels (ndarray): (H, W, 3), RGB.
+        found (Instances): on the CPU; all are drawn.
+        metadata: of the data set.
+
+    Returns:
+        ndarray: (H', W', 3), RGB; enlarged by a whole number to a width of 480 or more.
+    """
+    panel = _Panel(pixels, metadata, max(1, -(-MIN_WIDTH // pixels.shape[1])))
+    panel.draw_predictions(found)
+    return panel.output.get_image()
+
+
 class _Panel(Visualizer):
     """Detectron2's drawing of one image, with one colour a class."""
 

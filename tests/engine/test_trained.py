@@ -16,6 +16,7 @@ import iso_d2
 from iso_d2.engine import trained
 from iso_d2.engine.predictor import by_class
 from iso_d2.engine.setup import load_config
+from iso_d2.evaluation.segmentation_pictures import PREDICTED
 from iso_d2.modeling import fold_scales_
 
 CLASSIFIER = [
@@ -87,7 +88,7 @@ def test_a_slice_in_every_form_gives_the_same_mask(tmp_path):
         assert [p.mask.sum() for p in predictions] == [by_file.mask.sum()] * 2
     drawn = np.asarray(by_file.draw())
     assert drawn.shape == (4 * array.shape[0], 4 * array.shape[1], 3)
-    assert (drawn == (255, 0, 0)).all(axis=2).any()
+    assert (drawn == PREDICTED).all(axis=2).any()
 
 
 @pytest.mark.parametrize("name", ["isonet20-cifar10", "risonet20-cifar10"])
@@ -195,8 +196,9 @@ def test_boxes_are_drawn_where_they_are():
     prediction = trained.Prediction(black, MetadataCatalog.get("shapes_test"), instances=found)
     assert str(prediction) == "Prediction(40x60 pixels: 2 instances)"
     drawn = np.asarray(prediction.draw()).any(axis=2)
-    assert drawn.shape == (40, 60) and drawn[8:28, 5].all() and not drawn[12:18, 44:52].any()
-    assert np.asarray(prediction.draw(threshold=0.2)).any(axis=2)[12:18, 40].all()
+    assert drawn.shape == (320, 480)  # eight times as large
+    assert drawn[64:224, 40].all() and not drawn[96:144, 352:416].any()
+    assert np.asarray(prediction.draw(threshold=0.2)).any(axis=2)[96:144, 320].all()
 
 
 def test_an_unknown_name_lists_the_others():
