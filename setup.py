@@ -21,12 +21,8 @@ setup(
     package_data={
         "iso_d2": ["weights/*"],
         "iso_d2.data.lgg": ["*.tsv"],
-<<<<<<< HEAD
         "iso_d2.reporting": ["page.*"],
-        **{package: ["*.yaml"] for package in configs},
-=======
         **{package: ["*.yaml", "*.py"] for package in configs},
->>>>>>> b998e4a (An example of a LazyConfig, which a test trains and compares with its yaml)
     },
     entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
     python_requires=">=3.10",
