@@ -22,7 +22,7 @@ setup(
         "iso_d2": ["weights/*"],
         "iso_d2.data.lgg": ["*.tsv"],
         "iso_d2.reporting": ["page.*"],
-        **{package: ["*.yaml"] for package in configs},
+        **{package: ["*.yaml", "*.py"] for package in configs},
     },
     entry_points={"console_scripts": ["iso-d2 = iso_d2.commands:main"]},
     python_requires=">=3.10",

@@ -87,7 +87,7 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     built = {str(path.relative_to(tmp_path)) for path in (tmp_path / "iso_d2").rglob("*") if path.is_file()}
     wanted = {str(path.relative_to(ROOT)) for path in project_files()}
-    configs = {f"iso_d2/{name}" for name in wanted if re.fullmatch(r"configs/.+\.yaml", name)}
+    configs = {f"iso_d2/{name}" for name in wanted if re.fullmatch(r"configs/.+\.(yaml|py)", name)}
     assert built == configs | {name for name in wanted if name.startswith("iso_d2/")}
     assert "iso_d2/data/lgg/patients.tsv" in built
 

@@ -68,6 +68,13 @@ def build_optimizer(cfg, model):
     return optimizer
 
 
+def clipped_sgd(params, clip, **settings):
+    """torch.optim.SGD that clips the norm of each parameter's gradient to `clip`, for a LazyConfig."""
+    optimizer = torch.optim.SGD(params, **settings)
+    optimizer.register_step_pre_hook(GradientClipper("norm", clip))
+    return optimizer
+
+
 def _keep_means(optimizer, weights):
     means = []
 
