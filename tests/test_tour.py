@@ -39,7 +39,7 @@ def test_what_it_says_is_so(ran):
     names, printed, _ = ran
     assert names["penalties"]["PyTorch's default"] > 1
     assert max(names["penalties"]["delta kernel"], names["penalties"]["random isometry"]) < 1e-6
-    assert float(names["loss"]) < 0.01 * names["penalties"]["PyTorch's default"]
+    assert names["loss"].item() < 0.01 * names["penalties"]["PyTorch's default"]
     assert len(names["clipped"]["paper"]) == 19
     assert min(names["clipped"]["scaled"]) > 2.1 > max(names["clipped"]["paper"])
     assert names["accuracy"]["paper"] < 40 and names["accuracy"]["scaled"] > 70
