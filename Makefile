@@ -20,12 +20,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 READY := $(VENV)/.ready-$(DETECTRON2)
 
-.PHONY: help setup train test benchmark lint format clean
+.PHONY: help setup train test benchmark docs lint format clean
 
 help:
 	@echo "make train    train the small detector on generated images (minutes on a CPU) and write the page of the run"
 	@echo "make test     run the tests"
 	@echo "make benchmark  measure speed and memory against the targets (15 minutes on two cores)"
+	@echo "make docs     build the documentation and the API reference into site/ (Python 3.11 or newer)"
 	@echo "make lint     check style; make format mends what it can"
 	@echo "make setup    only prepare $(VENV); DETECTRON2=git compiles the official Detectron2"
 	@echo "make clean    remove caches and build files, not $(VENV) and not output/"
@@ -42,6 +43,10 @@ test: $(READY)
 benchmark: $(READY)
 	$(PY) tools/benchmark.py all
 
+# strict: a link or an anchor that leads nowhere is an error
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -51,7 +56,7 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	find iso_d2 benchmarks experiments tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted set-up starts again.
