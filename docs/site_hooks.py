@@ -73,7 +73,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Lead links to where the files of the repository are in the site, and indent lists as MkDocs wants it."""
+    """Lead links to where the files of the repository are in the site; indent lists as MkDocs wants it."""
     here, source = posixpath.dirname(page.file.src_uri), posixpath.dirname(source_of(page.file.src_uri))
 
     def lead(match):
