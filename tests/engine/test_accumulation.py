@@ -53,7 +53,7 @@ def apart(folder, parts, *training):
         (4, ["classifier", *SPECTRAL]),
         (2, ["unet"]),
         # it takes all regions, of every image as many
-        (2, ["detector", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2"]),
+        (2, ["detector", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1"]),
     ],
     ids=["classifier", "spectral", "unet", "detector"],
 )
