@@ -133,7 +133,9 @@ def classification_tables(content):
         pairs = list(zip(classes, matrix, strict=True))
         if any(len(row) != len(classes) for row in matrix):
             return []
-    except (KeyError, TypeError, ValueError):
+        if any(not 0 <= count < 2**53 for row in matrix for count in row):
+            return []
+    except (KeyError, OverflowError, TypeError, ValueError):
         return []
     tables = []
     if len(classes) <= MOST_CLASSES:
