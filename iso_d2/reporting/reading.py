@@ -121,7 +121,14 @@ def parse_result(key):
 
 def is_better_low(metric):
     """Whether a small value of a metric is a good one."""
-    return "loss" in metric or "false_alarm" in metric
+    return any(part in metric for part in ("loss", "false_alarm", "hd95"))
+
+
+def unit(result):
+    """str: of a Result: "%", "mm" or "", of losses and of evaluators of one's own."""
+    if result.task not in HEADLINES or "loss" in result.metric:
+        return ""
+    return "mm" if "hd95" in result.metric else "%"
 
 
 def best(values, metric):

@@ -127,6 +127,18 @@ def test_files_of_nonsense_leave_a_page(tmp_path, file, content):
     assert "not recorded" in " ".join(Parsed((folder / "report.html").read_text()).text)
 
 
+def test_distances_are_in_mm_and_less_is_better(tmp_path):
+    rows = [row(19, **{"segmentation/hd95_mean": 7.5}), row(39, **{"segmentation/hd95_mean": 8.5})]
+    folder = write_run(tmp_path / "run", rows)
+    report.main([str(folder), "--no-isometry"])
+    page = Parsed((folder / "report.html").read_text())
+    found = " ".join(" ".join(page.text).split())
+    assert "95 % Hausdorff distance in mm, mean 8.5 39 7.5 19" in found  # last, best
+    assert "Less is better: 95 % Hausdorff distance in mm, mean." in found
+    chart = found[found.index("95 % Hausdorff distance of patients") :]
+    assert "mm" in chart[:60]
+
+
 def test_a_training_that_started_again_counts_from_there(tmp_path):
     rows = [row(19, a=1), row(39, a=2), row(59, b=3), row(39, a=5), {"iteration": 30, "a": 4}]
     metrics = reading.read_metrics(write_run(tmp_path / "run", rows))
