@@ -49,7 +49,8 @@ def measured(folder):
     Before is a network as the training starts, after the last checkpoint; both on the CPU.
     """
     config, last = folder / "config.yaml", folder / "last_checkpoint"
-    weights = folder / last.read_text().strip() if last.is_file() else folder / "model_final.pth"
+    file = last.read_text(errors="replace").strip() if last.is_file() else "model_final.pth"
+    weights = folder / file
     if not config.is_file() or not weights.is_file():
         return {}
     print("Measuring the layers before and after the training (--no-isometry leaves it out)", flush=True)

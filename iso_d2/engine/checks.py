@@ -105,7 +105,8 @@ def check_best(cfg, evaluators_known=True):
             "TEST.BEST must be [metric, 'max' or 'min'] of the evaluation of DATASETS.TEST, got "
             f"{best} and {cfg.DATASETS.TEST}"
         )
-    possible = possible_metrics(cfg.DATASETS.TEST) if evaluators_known else ["*"]
+    has_spacing = len(cfg.TEST.SEGMENTATION.SPACING) > 0
+    possible = possible_metrics(cfg.DATASETS.TEST, has_spacing) if evaluators_known else ["*"]
     if not any(fnmatch.fnmatchcase(best[0], pattern) for pattern in possible):
         raise ValueError(
             f"TEST.BEST names {best[0]!r}, which no evaluation gives. There are: {', '.join(possible)}"

@@ -61,8 +61,8 @@ class CrossValidation:
         self.folds, self.only = folds, sorted(set(only)) or range(folds)
         self._check()
         self._of_folds = [load_config(config_file, self._opts(fold)) for fold in range(folds)]
-        for fold in self.only:
-            _progress(self._of_folds[fold])
+        for cfg in self._of_folds:
+            _progress(cfg)
 
     def _check(self):
         datasets = self.cfg.DATASETS
@@ -218,7 +218,9 @@ def find_folds(folder):
 
 
 def _progress(cfg):
-    """The last checkpoint in OUTPUT_DIR, if any (str or None), and whether it is that of the last step.
+    """The last checkpoint in OUTPUT_DIR, if any (str or None), and whether it is that of the end.
+
+    The end is the last step, or where TEST.PATIENCE ended the training.
 
     Raises:
         FileExistsError: it is of another config.
@@ -235,7 +237,9 @@ def _progress(cfg):
             f"{cfg.OUTPUT_DIR} holds a training with another config ({'; '.join(changed[:5])}). All folds "
             "must have the same: take another OUTPUT_DIR, or remove the folder of this fold"
         )
-    return file, state["iteration"] + 1 >= cfg.SOLVER.MAX_ITER
+    stopping = state["trainer"].get("hooks", {}).get("EarlyStoppingHook", {})
+    has_stopped = 0 < cfg.TEST.PATIENCE <= stopping.get("since", 0)
+    return file, has_stopped or state["iteration"] + 1 >= cfg.SOLVER.MAX_ITER
 
 
 def _measures(patients):

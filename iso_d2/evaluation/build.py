@@ -50,7 +50,7 @@ METRICS = {
         for name in (
             *(f"{measure}{which}" for which in ("", "_tumour") for measure in _PER_SLICE),
             *(f"volume_dice_{what}" for what in ("mean", "median", "q1", "q3", "min")),
-            *("detection_rate", "false_alarm_rate"),
+            *("detection_rate", "false_alarm_rate", "hd95_mean", "hd95_median"),
         )
     ),
     "pascal_voc": ("bbox/AP", "bbox/AP50", "bbox/AP75"),
@@ -95,9 +95,10 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
     return DatasetEvaluators([evaluator, pictures])
 
 
-def possible_metrics(dataset_names):
+def possible_metrics(dataset_names, has_spacing=True):
     """list[str]: patterns of the metrics that an evaluation of some data sets can have.
 
+    `has_spacing` (bool): TEST.SEGMENTATION.SPACING is given, so that slices have distances.
     Those of several data sets begin with the data set's name, ``cifar10_test/classification/top1``.
     """
     several = len(dataset_names) > 1
@@ -105,6 +106,7 @@ def possible_metrics(dataset_names):
         f"{name}/{metric}" if several else metric
         for name in dataset_names
         for metric in METRICS[MetadataCatalog.get(name).evaluator_type]
+        if has_spacing or "hd95" not in metric
     ]
 
 

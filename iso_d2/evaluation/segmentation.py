@@ -48,8 +48,8 @@ class SegmentationEvaluator(DatasetEvaluator):
     ======================================  =================================================================
 
     All but the losses and distances are in percent. A distance is left out where one of the masks is empty,
-    and so is a mean over no slices. The results of all processes are combined; a slice (``image_id``) that
-    several of them had counts once.
+    and so is a mean over no slices; a mean over no distances is NaN. The results of all processes are
+    combined; a slice (``image_id``) that several of them had counts once.
 
     Args:
         dataset_name (str): for the log.
@@ -158,7 +158,9 @@ class SegmentationEvaluator(DatasetEvaluator):
         distances = {name: self._distance(r, kept) for name, r in patients.items()} if self.spacing else {}
         volumes = {name: Overlap.total(r["overlap"] for r in records) for name, records in patients.items()}
         metrics = measure(slices.values(), volumes.values())
-        if found := [distance for distance in distances.values() if distance is not None]:
+        if self.spacing:
+            # NaN, which TEST.BEST may meet, while the network predicts nothing yet
+            found = [distance for distance in distances.values() if distance is not None] or [np.nan]
             metrics |= {"hd95_mean": float(np.mean(found)), "hd95_median": float(np.median(found))}
         self._write(metrics, patients, volumes, distances)
         dice = {name: 100 * volume.dice for name, volume in volumes.items()}

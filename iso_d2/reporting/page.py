@@ -26,7 +26,12 @@ HERE = Path(__file__).parent
 # Losses of more curves than can be told apart go to several charts
 CURVES = 7
 # Parts of the results of a medical segmentation that have charts of their own, by a part of the name
-PARTS = {"volume_dice": "volume Dice of patients", "slice_": "masks of slices", "_rate": "slices by presence"}
+PARTS = {
+    "hd95": "95 % Hausdorff distance of patients",
+    "volume_dice": "volume Dice of patients",
+    "slice_": "masks of slices",
+    "_rate": "slices by presence",
+}
 
 
 class Tile(NamedTuple):
@@ -152,7 +157,7 @@ def _result_charts(overall, metrics):
             groups.setdefault((result.data, result.task, part, is_loss), []).append(result)
     charts = []
     for (data, task, what, is_loss), group in groups.items():
-        unit = "" if is_loss or task not in reading.HEADLINES else "%"
+        unit = reading.unit(group[0])
         title = " · ".join(filter(None, [data, what or task or "metrics", "loss" if is_loss else ""]))
         group.sort(key=lambda r: r.metric != reading.HEADLINES.get(r.task))
         for part in range(0, len(group), CURVES):

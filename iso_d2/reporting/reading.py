@@ -27,6 +27,8 @@ LAYERS = ("ortho/", "isometry/")
 # What has a chart of its own, is of no use afterwards, or is the same as another
 UNSHOWN = ("lr", "loss_ortho", "eta_seconds", "rank_data_time")
 RESULT = re.compile(rf"(?:(?P<data>.+?)/)?(?P<task>{'|'.join(HEADLINES)})/(?P<metric>.+)", re.S)
+# Beyond these a chart's arithmetic would overflow: more is infinite, less is 0
+LARGEST, SMALLEST = 1e300, 1e-300
 OF_A_CLASS = re.compile(r"(?P<metric>AP|IoU|ACC|BoundaryIoU|min\(IoU, B-Iou\))-(?P<of>.+)", re.S)
 
 
@@ -62,11 +64,12 @@ def read_metrics(folder):
     series = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         row = None
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+        step = row.get("iteration") if isinstance(row, dict) else None
+        if isinstance(step, int) and 0 <= step < 2**53:
             _add(series, row)
-    if not series:
+    if not any(series.values()):
         raise ValueError(
             f"{path} has no value: the training was stopped in its first 20 steps, or another program has "
             "written the file. Go on with the training (--resume), or name another OUTPUT_DIR."
@@ -83,7 +86,9 @@ def _add(series, row):
                 del values[later]
     for key, value in row.items():
         if key != "iteration" and isinstance(value, (int, float)):
-            series.setdefault(key, {})[step] = float(value)
+            if abs(value) > LARGEST:
+                value = math.inf if value > 0 else -math.inf
+            series.setdefault(key, {})[step] = 0.0 if abs(value) < SMALLEST else float(value)
 
 
 def split(metrics):
@@ -116,7 +121,14 @@ def parse_result(key):
 
 def is_better_low(metric):
     """Whether a small value of a metric is a good one."""
-    return "loss" in metric or "false_alarm" in metric
+    return any(part in metric for part in ("loss", "false_alarm", "hd95"))
+
+
+def unit(result):
+    """str: of a Result: "%", "mm" or "", of losses and of evaluators of one's own."""
+    if result.task not in HEADLINES or "loss" in result.metric:
+        return ""
+    return "mm" if "hd95" in result.metric else "%"
 
 
 def best(values, metric):
@@ -153,19 +165,20 @@ def layer_values(metrics):
 
 def read_json(path):
     """What a json file holds; None if it is not there, or is none."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     return None
 
 
 def read_config(folder):
-    """(text, dict): config.yaml of a run, "" and {} without one."""
+    """(text, dict[str, dict]): config.yaml of a run and its groups of keys, "" and {} without one."""
     try:
         text = Path(folder, "config.yaml").read_text(encoding="utf-8")
         config = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return "", {}
-    return text, config if isinstance(config, dict) else {}
+    groups = config.items() if isinstance(config, dict) else ()
+    return text, {key: group for key, group in groups if isinstance(group, dict)}
 
 
 def read_runs(folder):

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from .charts import number
-from .reading import HEADLINES, best, is_better_low
+from .reading import HEADLINES, best, is_better_low, unit
 
 # A confusion matrix of more classes is not readable on a page
 MOST_CLASSES = 40
@@ -30,6 +30,8 @@ NAMES = {
     "mean_iou": "soft IoU",
     "slice_dice": "Dice",
     "slice_iou": "IoU",
+    "hd95_mean": "95 % Hausdorff distance in mm, mean",
+    "hd95_median": "95 % Hausdorff distance in mm, median",
     "detection_rate": "tumour slices detected",
     "false_alarm_rate": "tumour-free slices with false alarm",
 }
@@ -94,7 +96,7 @@ def result_table(overall, metrics):
     head += [("best", True), ("at iteration", True)] if several else []
     lower = [described(r) for r in overall if is_better_low(r.metric)]
     known = any(r.task in HEADLINES for r in overall)
-    note = "All but losses are in percent, more is better." if known else ""
+    note = "All but losses and distances are in percent, more is better." if known else ""
     if lower:
         note += f" Less is better: {', '.join(dict.fromkeys(lower))}."
     return [Table("Last evaluation", head, rows, note.strip())]
@@ -102,7 +104,7 @@ def result_table(overall, metrics):
 
 def _percent(value, result):
     """Cell: two decimals for the measures in percent."""
-    if value is None or not math.isfinite(value) or result.task not in HEADLINES or "loss" in result.metric:
+    if value is None or not math.isfinite(value) or unit(result) != "%":
         return cell(value)
     return cell(value, f"{value:.2f}")
 
@@ -133,7 +135,9 @@ def classification_tables(content):
         pairs = list(zip(classes, matrix, strict=True))
         if any(len(row) != len(classes) for row in matrix):
             return []
-    except (KeyError, TypeError, ValueError):
+        if any(not 0 <= count < 2**53 for row in matrix for count in row):
+            return []
+    except (KeyError, OverflowError, TypeError, ValueError):
         return []
     tables = []
     if len(classes) <= MOST_CLASSES:
@@ -175,11 +179,13 @@ def patient_table(content):
     """list[Table]: of segmentation.json: its patients from the best to the worst."""
     try:
         patients = sorted(content["patients"], key=lambda p: -p["dice"])
+        has_distance = any("hd95" in p for p in patients)
         rows = [
             [
                 cell(rank, str(rank)),
                 Cell(str(p["patient"])),
                 cell(p["dice"], f"{p['dice']:.1f}", _share(p["dice"], 100)),
+                *([cell(p.get("hd95"))] if has_distance else []),
                 *(cell(p[key], str(p[key])) for key in ("num_slices", "num_tumour_slices")),
                 *(cell(p[key], f"{p[key]:,}") for key in ("true", "predicted", "intersection")),
             ]
@@ -187,8 +193,15 @@ def patient_table(content):
         ]
     except (KeyError, TypeError, ValueError):
         return []
-    head = [("rank", True), ("patient", False), ("volume Dice, %", True), ("slices", True)]
-    head += [("with tumour", True), ("true pixels", True), ("predicted", True), ("in both", True)]
+    head = [("rank", True), ("patient", False), ("volume Dice, %", True)]
+    head += [("95 % Hausdorff distance, mm", True)] if has_distance else []
+    head += [
+        ("slices", True),
+        ("with tumour", True),
+        ("true pixels", True),
+        ("predicted", True),
+        ("in both", True),
+    ]
     return [Table("Patients from best to worst", head, rows)]
 
 

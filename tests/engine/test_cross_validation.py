@@ -170,6 +170,27 @@ def test_what_is_done_is_not_done_again(whole, monkeypatch, tmp_path):
     assert dice == pytest.approx([200 * 72 / (72 + 3 * 256)] * 5)
 
 
+def test_a_fold_that_stopped_early_is_done(data, tmp_path, monkeypatch):
+    best = ["TEST.BEST", "['segmentation/volume_dice_mean', 'max']", "TEST.EVAL_PERIOD", "1"]
+    # so small a rate that no evaluation is better than the first; the third of 4 steps is the last
+    arguments = opts(tmp_path, *best, "TEST.PATIENCE", "2", "SOLVER.BASE_LR", "1e-9")
+    before = CrossValidation(CONFIG, arguments, folds=2).run()
+    state = torch.load(tmp_path / "fold_0" / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
+        assert CrossValidation(CONFIG, arguments, folds=2).run() == before
+    CrossValidation(CONFIG, [*arguments, "TEST.PATIENCE", "3"], folds=2).run()
+    state = torch.load(tmp_path / "fold_0" / "model_final.pth", weights_only=True)
+    assert state["iteration"] == 3
+
+
+def test_a_folder_of_another_number_of_folds_is_refused_at_once(data, tmp_path):
+    CrossValidation(CONFIG, opts(tmp_path), folds=3, only=[1]).run()
+    with pytest.raises(FileExistsError, match=r"fold_1 holds .*fold1of3_val.* -> .*fold1of2_val"):
+        CrossValidation(CONFIG, opts(tmp_path), folds=2, only=[0])
+
+
 def test_some_folds_alone_leave_the_rest(data, tmp_path):
     assert CrossValidation(CONFIG, opts(tmp_path), folds=2, only=[1]).run() is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fold_1"]

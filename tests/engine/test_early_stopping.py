@@ -198,6 +198,11 @@ def test_evaluators_of_ones_own_have_metrics_of_their_own(tmp_path):
     assert torch.load(tmp_path / "model_best.pth")["metric"] == 3.0
 
 
+def test_distances_are_possible_where_there_is_a_spacing():
+    assert "segmentation/hd95_mean" in possible_metrics(["phantom_test"], has_spacing=True)
+    assert "segmentation/hd95_mean" not in possible_metrics(["phantom_test"], has_spacing=False)
+
+
 def test_a_detector_gives_what_is_possible(tmp_path):
     cfg = toy_config(tmp_path)
     found = Trainer.test(cfg, Trainer.build_model(cfg).eval())["bbox"]

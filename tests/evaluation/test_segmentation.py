@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import numpy as np
@@ -251,6 +252,8 @@ def test_surface_distances(pairs, tmp_path):
     kept = json.loads((tmp_path / "largest" / "segmentation.json").read_text())["patients"][1]["hd95"]
     assert kept == hausdorff95(*masks, (5.0, 1.0, 2.0)) != found["B"]
     assert metrics["hd95_mean"] == pytest.approx((found["A"] + found["B"]) / 2)
+    nothing = evaluate(pairs, tmp_path / "nothing", spacing=(5.0, 1.0, 2.0), threshold=1.0)["segmentation"]
+    assert math.isnan(nothing["hd95_mean"]) and math.isnan(nothing["hd95_median"])
     assert "A,50.0," + str(found["A"]) in (tmp_path / "patients.csv").read_text()
     with pytest.raises(ValueError, match=r"SPACING must be .. or three distances above 0"):
         SegmentationEvaluator(NAME, str(tmp_path), spacing=(1.0, 0.0, 1.0))

@@ -90,13 +90,53 @@ def test_pictures_are_cut_into_their_panels(pages):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(None, "has no metrics.json"), ("", "has no value"), ("[]\n1", "has no value")]
+    "content, message",
+    [
+        (None, "has no metrics.json"),
+        ("", "has no value"),
+        ("[]\n1", "has no value"),
+        ("[" * 100_000, "has no value"),
+        ('{"iteration": -5, "total_loss": 1}', "has no value"),
+        ('{"iteration": 0, "total_loss": 1}\n{"iteration": 0, "total_loss": "x"}', "has no value"),
+    ],
 )
 def test_a_folder_without_metrics_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(SystemExit, match=message):
         report.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("metrics.json", '{"iteration": 0, "total_loss": 1.7e308}\n{"iteration": 9, "total_loss": -1.7e308}'),
+        ("metrics.json", '{"iteration": 0, "total_loss": 5e-324}'),
+        ("metrics.json", '{"iteration": 0, "total_loss": 1%s, "lr": 0.1}' % (400 * "0")),
+        ("config.yaml", "SOLVER:\nDATASETS: 3"),
+        ("config.yaml", "SOLVER: [1]"),
+        ("inference/a/classification.json", '{"class_accuracy": {"a": 1}, "confusion_matrix": [[Infinity]]}'),
+        ("inference/a/classification.json", '{"class_accuracy": {"a": 1}, "confusion_matrix": [[1e308]]}'),
+    ],
+)
+def test_files_of_nonsense_leave_a_page(tmp_path, file, content):
+    folder = write_run(tmp_path / "run", [row(19)])
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(content)
+    report.main([str(folder), "--no-isometry"])
+    assert "not recorded" in " ".join(Parsed((folder / "report.html").read_text()).text)
+
+
+def test_distances_are_in_mm_and_less_is_better(tmp_path):
+    rows = [row(19, **{"segmentation/hd95_mean": 7.5}), row(39, **{"segmentation/hd95_mean": 8.5})]
+    folder = write_run(tmp_path / "run", rows)
+    report.main([str(folder), "--no-isometry"])
+    page = Parsed((folder / "report.html").read_text())
+    found = " ".join(" ".join(page.text).split())
+    assert "95 % Hausdorff distance in mm, mean 8.5 39 7.5 19" in found  # last, best
+    assert "Less is better: 95 % Hausdorff distance in mm, mean." in found
+    chart = found[found.index("95 % Hausdorff distance of patients") :]
+    assert "mm" in chart[:60]
 
 
 def test_a_training_that_started_again_counts_from_there(tmp_path):
