@@ -18,11 +18,8 @@ from ..files import BrokenImageError, replacing
 SUFFIXES = (".nii", ".nii.gz")
 # What a header may declare, over all channels: 512 x 512 x 1024, which is 1 GiB as float32
 MAX_VOXELS = 2**28
-# Of the nonzero voxels, which become 0 and 255. Zeros are most of many volumes, and a few bright voxels would
-# leave the others no contrast.
+# Of the nonzero voxels, which become 0 and 255: zeros may be most of a volume, some voxels far too bright
 PERCENTILES = (0.5, 99.5)
-# Degrees between the axes of the array and those of the patient from which a volume is called oblique
-OBLIQUE = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +88,17 @@ def read_volume(file):
             raise FileNotFoundError("there is no such file")  # nor a pipe, which may have no end
         image = nibabel.load(file)
         _check(image)
+        if Path(file).suffix.lower() == ".gz":  # to its end, since nibabel stops before the checksum
+            size = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+            with gzip.open(file) as stream:
+                image = type(image).from_bytes(stream.read(size))
+                while stream.read(2**20):
+                    pass
         stored, wanted = nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt("LPS")
         if np.isnan(stored).any():
-            raise ValueError("its affine is singular, so that its axes are unknown")
+            raise ValueError("its affine is singular")
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
-        number = values.size - np.count_nonzero(np.isfinite(values))
-        if number:
+        if number := np.count_nonzero(~np.isfinite(values)):
             raise ValueError(f"{number} of its voxels are NaN or infinite: replace them, the background by 0")
         forth = nibabel.orientations.ornt_transform(stored, wanted)
         values = nibabel.orientations.apply_orientation(values.reshape(*values.shape[:3], -1), forth)
@@ -131,14 +133,17 @@ def _grey(channel):
 
 
 def _say(file, image, shape, axes):
-    """Log how the slices lie; `axes` are the file's along which slices, rows and columns are numbered."""
+    """Log how the slices lie: slices, rows and columns are counted along these axes of the file."""
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
     spacing, unit = sizes[axes], image.header.get_xyzt_units()[0]
     apart = " x ".join(f"{size:g}" for size in spacing)
-    logger.info("%s: %d axial slices of %d x %d, %s %s apart", file, shape[0], *shape[2:], apart, unit)
+    said = f"{shape[0]} axial slices of {shape[2]} x {shape[3]}, spacing {apart}"
+    logger.info("%s: %s (slices, rows, columns; unit %s)", file, said, unit)
     angle = np.degrees(np.arccos((np.abs(image.affine[:3, :3]).max(axis=0) / sizes).clip(max=1))).max()
-    if angle > OBLIQUE:
+    if angle > 0.1:
         logger.info("%s is oblique by up to %.1f degrees: slices follow the closest axes", file, angle)
+    if shape[1] == 1:
+        logger.warning("%s has one channel: a network trained on several sequences may find nothing", file)
     if not image.header["qform_code"] and not image.header["sform_code"]:
         logger.warning("%s does not say how it lies: its axes are taken as left, front and up", file)
     if max(spacing[1:]) > 1.5 * min(spacing[1:]):
