@@ -45,10 +45,11 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    # for files of ONNX (iso-d2 export); for surface distances (TEST.SEGMENTATION.SPACING); for ISO.WRITERS
+    # for files of ONNX (iso-d2 export); for surface distances (TEST.SEGMENTATION.SPACING) and NIfTI volumes
+    # (iso-d2 predict); for ISO.WRITERS
     extras_require={
         "export": ["onnx", "onnxruntime"],
-        "medical": ["surface-distance"],
+        "medical": ["nibabel", "surface-distance"],
         "mlflow": ["mlflow"],
         "wandb": ["wandb"],
     },

@@ -2,7 +2,8 @@
 
 A detector gives drawn detections and one COCO json. A segmentation model gives a mask and a drawing of each
 image and, if the true masks lie beside the images of a folder (x_mask.tif for x.tif), the Dice of all
-together. A classifier gives one json with the scores of all classes, the best first.
+together. Of a NIfTI volume it gives the mask alone, on the same grid (x_mask.nii.gz for x.nii or x.nii.gz).
+A classifier gives one json with the scores of all classes, the best first.
 
 iso-d2 predict --model isounet-lgg-narrow --input IMAGE_OR_FOLDER [...] --output DIR
 iso-d2 predict --config-file FILE --input IMAGE_OR_FOLDER [...] --output DIR \
@@ -18,19 +19,23 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.volumes import SUFFIXES, nibabel_package, read_volume
 from ..engine.cross_validation import find_folds, load_ensemble
 from ..engine.exported import ExportedModel
 from ..engine.predictor import Predictor, by_class, class_metadata, coco_predictions
 from ..engine.setup import load_config
 from ..engine.trained import trained_config
-from ..evaluation.masks import PredictedMasks, is_mask
+from ..evaluation.masks import PredictedMasks, class_labels, is_mask
 from ..evaluation.visualization import draw_detections
 from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image, write_atomically
 from . import add_opts
+
+ACCEPTED = (*IMAGE_SUFFIXES, *SUFFIXES)
 
 
 def parse_args(argv):
@@ -45,7 +50,7 @@ def parse_args(argv):
     source.add_argument("--model", metavar="NAME", help="a trained network of iso_d2.list_models()")
     source.add_argument("--exported", metavar="FILE", help="a file of `iso-d2 export`, which has the config")
     parser.add_argument(
-        "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, folders"
+        "--input", required=True, nargs="+", type=Path, metavar="PATH", help="images, NIfTI volumes, folders"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument(
@@ -66,7 +71,7 @@ def find_images(paths):
     files = []
     for path in paths:
         if path.is_dir():
-            images = [f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."]
+            images = [f for f in path.iterdir() if f.name.lower().endswith(ACCEPTED) and f.name[0] != "."]
             images = [f for f in images if not is_mask(f)]
             files += sorted(images, key=by_number)
         elif path.is_file():
@@ -74,7 +79,7 @@ def find_images(paths):
         else:
             sys.exit(f"error: {path} is neither a file nor a folder")
     if not files:
-        sys.exit(f"error: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
+        sys.exit(f"error: no image ({', '.join(ACCEPTED)}) in {', '.join(map(str, paths))}")
     return files
 
 
@@ -84,6 +89,35 @@ def by_number(file):
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
+def volume_masks(files, folder):
+    """dict[Path, Path]: of each NIfTI volume among `files`, its mask in `folder`, which no other has."""
+    masks = {}
+    for file in files:
+        if file.name.lower().endswith(SUFFIXES):
+            name = re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE)
+            mask = folder / f"{name}_mask.nii.gz"
+            if mask in masks.values():
+                sys.exit(f"error: {mask} would be the mask of two volumes: predict them into two folders")
+            if mask.exists() and mask.parent.samefile(file.parent):
+                sys.exit(f"error: {mask} exists: remove it, or, if it is a true mask, take another --output")
+            masks[file] = mask
+    return masks
+
+
+def predict_volume(predictor, file, mask, threshold):
+    """Write the mask (Path) of a volume (Path).
+
+    Returns:
+        str: what it holds.
+    """
+    volume = read_volume(file)
+    slices = tqdm(volume.slices, unit="slice", leave=False)
+    labels = np.stack([class_labels(predictor(pixels)["sem_seg"], threshold) for pixels in slices])
+    volume.write_mask(labels, mask)
+    found = labels.any(axis=(1, 2)).sum()
+    return f"{mask}: foreground in {found} of {len(labels)} slices, {np.count_nonzero(labels)} voxels"
+
+
 def main(argv=None):
     args = parse_args(argv)
     if args.threshold is not None and math.isnan(args.threshold):
@@ -91,7 +125,10 @@ def main(argv=None):
     setup_logger(name="iso_d2")
     setup_logger(name="fvcore")
     files = find_images(args.input)
+    volumes = volume_masks(files, args.output)
     try:
+        if volumes:
+            nibabel_package()
         args.output.mkdir(parents=True, exist_ok=True)
         if args.exported:
             model = ExportedModel(args.exported)
@@ -111,17 +148,26 @@ def main(argv=None):
         args.threshold = cfg.TEST.SEGMENTATION.THRESHOLD if has_masks else 0.5
     masks = PredictedMasks(args.output, args.threshold)
     metadata = None if has_masks else class_metadata(cfg)
+    if volumes and not (has_masks and cfg.INPUT.MAPPER == "albumentations"):
+        sys.exit(
+            f"error: {next(iter(volumes))} is a volume, which needs a segmentation model and INPUT.MAPPER "
+            f"albumentations, got {cfg.MODEL.META_ARCHITECTURE} and {cfg.INPUT.MAPPER}"
+        )
 
-    predictions, scores, broken = [], {}, []
+    predictions, scores, broken, written = [], {}, [], []
     for file in tqdm(files, unit="image"):
         try:
+            if file in volumes:
+                written.append(predict_volume(predictor, file, volumes[file], args.threshold))
+                continue
             output = predictor(str(file))
             if has_masks:
                 masks.add(file, output["sem_seg"])
                 continue
         except (BrokenImageError, ValueError) as error:
             broken.append(str(error))
-            masks.skip(file)
+            if file not in volumes:
+                masks.skip(file)
             continue
         if "scores" in output:
             scores[str(file)] = by_class(output["scores"].tolist(), metadata)
@@ -137,7 +183,7 @@ def main(argv=None):
         )
         Image.fromarray(drawn).save(args.output / f"{len(predictions):04d}_{file.stem}.png")
     if has_masks:
-        print(f"masks of {masks.number} images in {args.output}")
+        print(f"masks of {masks.number + len(written)} images in {args.output}", *written, sep="\n")
         for folder, dice in masks.volume_dice().items():
             print(f"{folder}: Dice of the volume {dice:.1f} %")
     elif cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":

@@ -1,5 +1,6 @@
 """Mask files: true ones, and those that a model predicts, with the agreement of both."""
 
+import re
 from collections import defaultdict
 
 import numpy as np
@@ -37,9 +38,27 @@ def read_mask(path):
 
 
 def is_mask(file):
-    """Whether a file (Path) is by its name the mask of an image beside it: ``x_mask.tif`` of ``x.tif``."""
-    stem = file.stem.removesuffix("_mask")
-    return stem != file.stem and file.with_stem(stem).is_file()
+    """Whether a file (Path) is by its name the mask of an image beside it: ``x_mask.tif`` of ``x.tif``.
+
+    The mask of a volume ``x.nii`` may be ``x_mask.nii.gz``.
+    """
+    name = re.sub(r"_mask((\.nii)?\.[^.]+)$", r"\1", file.name)
+    names = {name, name.removesuffix(".gz")} if name != file.name else ()
+    return any(file.with_name(name).is_file() for name in names)
+
+
+def class_labels(sem_seg, threshold):
+    """The class of each pixel.
+
+    Args:
+        sem_seg (Tensor): (K, H, W): probabilities of one class, else scores of each.
+        threshold (float): probability from which a pixel is of the one class.
+
+    Returns:
+        ndarray: uint8, (H, W).
+    """
+    labels = sem_seg[0] >= threshold if len(sem_seg) == 1 else sem_seg.argmax(dim=0)
+    return labels.cpu().numpy().astype(np.uint8)
 
 
 class PredictedMasks:
@@ -70,9 +89,9 @@ class PredictedMasks:
         Raises:
             ValueError: the true mask holds other values than 0 and 255, or is of another size.
         """
-        is_one_class = len(sem_seg) == 1
-        labels = 255 * (sem_seg[0] >= self.threshold) if is_one_class else sem_seg.argmax(dim=0)
-        labels = labels.cpu().numpy().astype(np.uint8)
+        labels = class_labels(sem_seg, self.threshold)
+        if len(sem_seg) == 1:
+            labels *= 255
         # numbered, since slices of several patients may have the same names
         name = f"{self.number:04d}_{file.stem}"
         self.number += 1

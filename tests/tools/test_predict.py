@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import engine_toys
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from iso_d2.engine.setup import load_config
+from iso_d2.modeling.segmentor import to_original
 
 UNET = ["MODEL.META_ARCHITECTURE", "UNetSegmentor", "MODEL.UNET.BASE_CHANNELS", "4", "MODEL.UNET.DEPTH", "3"]
 UNET += ["DATASETS.TEST", "('phantom_test',)", "INPUT.FORMAT", "RGB", "INPUT.ALBUMENTATIONS.TEST", "[]"]
@@ -125,6 +127,48 @@ def test_an_exported_network_gives_the_same_masks(predict, load_tool, unet_weigh
         load_tool("export").main([*export[:-1], str(tmp_path / "none" / "unet.ts")])
     with pytest.raises(SystemExit, match=r"error: .*unet\.pth is no exported network"):
         predict.main(["--exported", str(tmp_path / "unet.pth"), *image, "--output", str(tmp_path / "3")])
+
+
+class BrightInTheMiddle(torch.nn.Module):
+    """In the place of a UNetSegmentor: foreground is what is bright in the channel in the middle."""
+
+    def forward(self, batched_inputs):
+        return [{"sem_seg": to_original((x["image"][1:2] > 127).float(), x)} for x in batched_inputs]
+
+
+def test_volumes(predict, arguments, tmp_path, monkeypatch, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    monkeypatch.setattr(predict, "load_ensemble", lambda cfg, weights: BrightInTheMiddle())
+    monkeypatch.setattr(predict, "find_folds", lambda folder: (tmp_path / "unet.yaml", []))
+    (tmp_path / "unet.yaml").write_text(load_config(opts=UNET).dump())
+    voxels = np.random.default_rng(0).integers(1, 100, (6, 12, 10)).astype(np.int16)  # S, R, A
+    voxels[4, 1:4, 5:9] = 900
+    affine = np.array([[0, 2, 0, -7], [0, 0, 3, 8], [5, 0, 0, 9], [0, 0, 0, 1]], float)
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), scans / "a.nii.gz")
+    (scans / "b.nii").write_bytes(b"")
+    (scans / "a_mask.nii.gz").write_bytes(b"the mask of a, which is no volume to predict")
+    fold = ["--folds", str(tmp_path), "--input", str(scans), "--output"]
+    with pytest.raises(SystemExit, match=r"error: 1 files .*\n.*cannot read the volume .*b\.nii"):
+        predict.main([*fold, str(out)])
+    said = capsys.readouterr().out
+    assert f"masks of 1 images in {out}\n" in said
+    assert f"{out / 'a_mask.nii.gz'}: foreground in 1 of 6 slices, 12 voxels" in said
+    assert "Dice" not in said and [path.name for path in out.iterdir()] == ["a_mask.nii.gz"]
+    written = nibabel.load(out / "a_mask.nii.gz")
+    assert (written.affine == affine).all() and (np.asarray(written.dataobj) == (voxels == 900)).all()
+
+    with pytest.raises(SystemExit, match=r"a_mask\.nii\.gz exists: remove it, or, if it is a true mask"):
+        predict.main([*fold, str(scans)])
+    twice = [*fold[:3], *[str(scans / "a.nii.gz")] * 2, "--output", str(out)]
+    with pytest.raises(SystemExit, match=r"a_mask\.nii\.gz would be the mask of two volumes"):
+        predict.main(twice)
+    with pytest.raises(SystemExit, match="is a volume, which needs a segmentation model"):
+        predict.main([*arguments, str(scans / "a.nii.gz"), *toy_weights(tmp_path)])
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(SystemExit, match=r"error: NIfTI volumes need nibabel .*iso_d2\[medical\]"):
+        predict.main([*fold, str(out)])
 
 
 def test_a_true_mask_that_cannot_be_read_costs_the_dice_alone(predict, unet_weights, tmp_path, capsys):
