@@ -14,7 +14,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from ..engine.range_test import range_test, suggested_rate, write_range_test
+from ..engine.range_test import range_test, smoothed, suggested_rate, write_range_test
 from ..engine.setup import load_config
 from . import add_opts
 
@@ -43,6 +43,11 @@ def main(argv=None):
     except (AssertionError, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     write_range_test(rates, losses, args.output)
+    smooth = smoothed(losses)
+    if smooth[0] == min(smooth):
+        print("The loss has not fallen at any rate, so this is no suggestion: begin at a lower --lowest")
+    elif smooth[-1] == min(smooth):
+        print("The loss still falls at the last rate, so a higher one may do: end at a higher --highest")
     print(
         f"SOLVER.BASE_LR {suggested_rate(rates, losses):.2g} (suggestion; {len(rates)} steps up to a rate of "
         f"{rates[-1]:.2g}; range_test.png and range_test.csv in {args.output})"

@@ -41,6 +41,16 @@ def _order(dataset, records):
     return [name for name in frozen if name in present] if frozen else list(present)
 
 
+def empty_fold(dataset, folds):
+    """int or None: the first fold of a data set without patients, if there is one.
+
+    A frozen order may name patients that the set has not, such as those of the other side of a split.
+    """
+    present = set(patients_of(dataset))
+    order = MetadataCatalog.get(dataset).get("patients") or list(present)
+    return next((fold for fold in range(folds) if present.isdisjoint(order[fold::folds])), None)
+
+
 def register_folds(names):
     """Register those of the data sets (sequence[str]) that are folds of others, unless they are there.
 

@@ -16,7 +16,7 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..data.folds import fold_name, patients_of
+from ..data.folds import empty_fold, fold_name, patients_of
 from ..evaluation.segmentation_metrics import bootstrap_interval, spread
 from ..files import as_csv, write_atomically
 from ..modeling import SegmentorEnsemble
@@ -81,6 +81,11 @@ class CrossValidation:
                 raise ValueError(
                     f"{name} has {len(found)} patients: the number of folds must be from 2 to {len(found)}, "
                     f"got {self.folds}"
+                )
+            if (fold := empty_fold(name, self.folds)) is not None:
+                raise ValueError(
+                    f"fold {fold} of {self.folds} would have none of the {len(found)} patients of {name}, "
+                    "which its frozen order spreads unevenly: take another number of folds"
                 )
             patients += found
         for name in self.held_out:

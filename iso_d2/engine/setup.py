@@ -24,6 +24,9 @@ ONE_SIZE = ("ImageClassifier", "UNetSegmentor")
 # Of the configs that come with iso_d2: in an installed package, in a checkout
 CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 
+# Without effect where SOLVER.EPOCHS is above 0
+IN_STEPS = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "TEST.EVAL_PERIOD")
+
 logger = logging.getLogger(__name__)
 
 
@@ -68,6 +71,13 @@ def load_config(config_file="", opts=()):
     for key in untyped.intersection(opts[::2]):
         cfg.merge_from_list([key, None])
     _merge(cfg, cfg.merge_from_list, list(opts))
+    in_steps = [key for key in IN_STEPS if key in opts[::2]]
+    if in_steps and cfg.SOLVER.EPOCHS > 0:
+        logger.warning(
+            "%s: no effect, since SOLVER.EPOCHS is %s and gives the schedule in epochs. Set EPOCHS, "
+            "EPOCH_STEPS, WARMUP_EPOCHS and TEST.EVAL_EPOCHS instead, or all four to 0 (EPOCH_STEPS to ())",
+            *(", ".join(in_steps), cfg.SOLVER.EPOCHS),
+        )
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:

@@ -80,7 +80,8 @@ def read_metrics(folder):
 def _add(series, row):
     step = row["iteration"]
     # lines of one moment are in no order, but this one only goes back when a training starts again
-    if "total_loss" in row and any(s >= step for s in series.get("total_loss", ())):
+    # the last one written is the greatest: those above a step that came again are gone
+    if "total_loss" in row and next(reversed(series.get("total_loss", {})), -1) >= step:
         for values in series.values():
             for later in [s for s in values if s >= step]:
                 del values[later]

@@ -31,6 +31,8 @@ PATIENTS = "ABCDE"
 def data(tmp_path_factory):
     register_patients("folds_train", tmp_path_factory.mktemp("folds"), PATIENTS)
     register_patients("folds_test", tmp_path_factory.mktemp("folds"), "XY")
+    # of whom fold 1 of 2 has none
+    register_patients("folds_uneven", tmp_path_factory.mktemp("folds"), "ACE", "ABCDE")
     register_patients("folds_val", tmp_path_factory.mktemp("folds"), "EZ")
     register("folds_nameless", lambda: [{"file_name": "x.png"}], "medical_segmentation")
 
@@ -202,6 +204,7 @@ def test_some_folds_alone_leave_the_rest(data, tmp_path):
         ([], 2, [2], "there is no fold 2: 2 folds are 0 to 1"),
         ([], 6, [], "folds_train has 5 patients: the number of folds must be from 2 to 5, got 6"),
         ([], 1, [], "must be from 2 to 5, got 1"),
+        (["DATASETS.TRAIN", "('folds_uneven',)"], 2, [], "fold 1 of 2 would have none of the 3 patients"),
         (["DATASETS.LGG_SPLIT", "fold"], 2, [], "leave it out to divide the patients of lgg_train"),
         (["DATASETS.TRAIN", "('folds_nameless',)"], 2, [], "'folds_nameless' names no patients"),
         (["DATASETS.TRAIN", "('folds_train', 'folds_train')"], 2, [], "share patients"),

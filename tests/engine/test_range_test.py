@@ -135,3 +135,14 @@ def test_command(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "lr").iterdir()} == {"range_test.csv", "range_test.png"}
     with pytest.raises(SystemExit, match="error: a range test needs rates"):
         find_lr.main(["--config-file", "quick/risonet20_shapes_cls", *where, "--lowest", "-1"])
+
+
+@pytest.mark.parametrize(
+    "losses, hint",
+    [([1.0, 2.0, 3.0], "not fallen at any rate"), ([3.0, 2.0, 1.0], "still falls"), ([3.0, 1.0, 9.0], "")],
+)
+def test_a_minimum_at_an_end_is_told(tmp_path, capsys, monkeypatch, losses, hint):
+    monkeypatch.setattr(find_lr, "range_test", lambda *_: ([0.1, 0.2, 0.4], losses))
+    find_lr.main(["--config-file", "quick/isounet_phantom", "--output", str(tmp_path)])
+    hints = capsys.readouterr().out.splitlines()[:-1]
+    assert len(hints) == bool(hint) and hint in "".join(hints)

@@ -69,6 +69,14 @@ def test_mixed_precision_is_off_on_a_chosen_cpu(log):
     assert "SOLVER.AMP.ENABLED is turned off" in log.text
 
 
+def test_a_schedule_in_steps_beside_epochs_is_told(log):
+    load_config(opts=["SOLVER.MAX_ITER", "7", "SOLVER.EPOCHS", "0"])
+    load_config("quick/isounet_phantom")
+    assert "no effect" not in log.text
+    load_config("quick/isounet_phantom", ["SOLVER.MAX_ITER", "7", "TEST.EVAL_PERIOD", "2"])
+    assert "SOLVER.MAX_ITER, TEST.EVAL_PERIOD: no effect, since SOLVER.EPOCHS is 20" in log.text
+
+
 def test_setup_writes_config_and_log(tmp_path):
     folder = str(tmp_path / "output")
     args = default_argument_parser().parse_args(["OUTPUT_DIR", folder, "MODEL.DEVICE", "cpu"])
