@@ -33,6 +33,7 @@ DETECTORS = ["R-ISONet-50", "R-ISONet-50, penalty at every step", "ResNet-50, ba
 DETECTORS += ["ResNet-50, frozen batch norm", "ResNet-50, group norm"]
 FED, FEED = "images / s of a core", ("batch", "1e9 multiply-adds an image", "MB an image", "launches a step")
 FEED += ("images / s of a GPU, estimated", "cores")
+COMPILED = ("R-ISONet-20 classifier, 64x3x32x32", "ISO-UNet, 8 channels, 8x3x112x112")
 STEP = ("forward and backward, ms", "penalty, ms", "all-reduce, ms", "penalty over step")
 
 PERFORMANCE = [
@@ -56,6 +57,13 @@ PERFORMANCE = [
     *(
         (f"| {gpus} | # | # | # | # |", bench("many_gpus", 1, *((row, column) for column in STEP)))
         for row, gpus in enumerate((1, 8, 64, 512))
+    ),
+    *(
+        (
+            f"| {case} | # ms | # ms | # | # s |",
+            bench("compile", table, (0, "ms"), (1, "ms"), (0, RATIO), (1, "first step (s)")),
+        )
+        for table, case in enumerate(COMPILED)
     ),
     ("# launches, # in the paper's form", bench("launches", 0, (1, "launches"), LAUNCHES)),
     ("take #, those of ResNet-50 with batch norm #", bench("launches", 1, LAUNCHES, (1, "launches"))),
