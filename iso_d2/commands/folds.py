@@ -10,6 +10,8 @@ DATASETS.TEST, if that has other patients. The same command goes on after an int
 import argparse
 import sys
 
+from detectron2.utils import comm
+
 from ..engine.cross_validation import CrossValidation
 from .train import start
 
@@ -50,6 +52,11 @@ def run(cross_validation):
         if "ensemble" in summary:
             found = summary["ensemble"]
             print(f"{describe(found)} of {', '.join(found['data'])}, by the folds' ensemble")
+    elif comm.is_main_process():
+        print(
+            "Other folds are not done with these settings: folds.json and patients.csv are left as they "
+            "were. Without --fold the command does what is left"
+        )
     return summary
 
 

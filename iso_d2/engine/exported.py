@@ -67,6 +67,12 @@ class ExportedModel:
             file.write(self.about["config"])
             file.flush()
             cfg = load_config(file.name, opts)
+            axes = load_config(file.name).TEST.MIRROR_AXES
+        if list(cfg.TEST.MIRROR_AXES) != list(axes):
+            raise ValueError(
+                f"TEST.MIRROR_AXES {cfg.TEST.MIRROR_AXES}: {self.file} was exported with {axes}, which are "
+                "part of the network. Export it again with other ones"
+            )
         if cfg.DATASETS.TEST and self.about["classes"]:
             metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
             if metadata.get("thing_classes") is None:

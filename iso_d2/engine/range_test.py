@@ -85,7 +85,7 @@ def range_test(cfg, lowest=1e-5, highest=10.0, steps=100):
         trainer.train()
     losses = trainer.losses
     if not losses:
-        raise ValueError(f"the loss is not finite at the lowest rate, {lowest}")
+        raise ValueError(f"the loss is not finite, or above SOLVER.MAX_LOSS, at the lowest rate, {lowest}")
     return [lowest * trainer.factor**step for step in range(len(losses))], losses
 
 

@@ -193,8 +193,9 @@ def test_a_folder_of_another_number_of_folds_is_refused_at_once(data, tmp_path):
         CrossValidation(CONFIG, opts(tmp_path), folds=2, only=[0])
 
 
-def test_some_folds_alone_leave_the_rest(data, tmp_path):
-    assert CrossValidation(CONFIG, opts(tmp_path), folds=2, only=[1]).run() is None
+def test_some_folds_alone_leave_the_rest(data, tmp_path, capsys):
+    command.main(["--config-file", CONFIG, "--folds", "2", "--fold", "1", *opts(tmp_path)])
+    assert "Other folds are not done with these settings" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fold_1"]
 
 

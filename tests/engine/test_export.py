@@ -173,6 +173,16 @@ def test_classes_come_with_the_file(exported):
     MetadataCatalog.remove("elsewhere")
 
 
+def test_mirroring_is_part_of_the_file(trained, tmp_path):
+    cfg = trained("unet").clone()
+    cfg.TEST.MIRROR_AXES = ["width"]
+    export_model(cfg, "torchscript", tmp_path / "model.ts")
+    model = ExportedModel(tmp_path / "model.ts")
+    assert model.config(["TEST.MIRROR_AXES", "['width']"]).TEST.MIRROR_AXES == ["width"]
+    with pytest.raises(ValueError, match=r"MIRROR_AXES \[\]: .*model\.ts was exported with \['width'\]"):
+        model.config(["TEST.MIRROR_AXES", "[]"])
+
+
 def test_ids_of_a_json_come_with_the_file(trained, tmp_path):
     cfg = trained("mask_rcnn")
     DatasetCatalog.get(cfg.DATASETS.TEST[0])  # reading the json sets the ids

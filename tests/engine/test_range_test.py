@@ -123,7 +123,7 @@ def test_a_loss_that_is_never_finite(tmp_path):
         tmp_path / "w.pth",
     )
     cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"the loss is not finite at the lowest rate, 0\.001"):
+    with pytest.raises(ValueError, match=r"the loss is not finite, .* at the lowest rate, 0\.001"):
         range_test(cfg, 1e-3, 1, 10)
 
 
