@@ -148,14 +148,18 @@ def test_volumes(predict, arguments, tmp_path, monkeypatch, capsys):
     scans.mkdir()
     nibabel.save(nibabel.Nifti1Image(voxels, affine), scans / "a.nii.gz")
     (scans / "b.nii").write_bytes(b"")
-    (scans / "a_mask.nii.gz").write_bytes(b"the mask of a, which is no volume to predict")
+    for name in ("a_mask.nii.gz", "b_mask.nii.gz"):
+        (scans / name).write_bytes(b"no volume to predict, as the name says")
+    Image.fromarray(np.full((20, 30, 3), 100, np.uint8)).save(scans / "c.png")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(scans / "c_mask.png")
     fold = ["--folds", str(tmp_path), "--input", str(scans), "--output"]
     with pytest.raises(SystemExit, match=r"error: 1 files .*\n.*cannot read the volume .*b\.nii"):
         predict.main([*fold, str(out)])
     said = capsys.readouterr().out
-    assert f"masks of 1 images in {out}\n" in said
+    assert f"masks of 2 images in {out}\n" in said
     assert f"{out / 'a_mask.nii.gz'}: foreground in 1 of 6 slices, 12 voxels" in said
-    assert "Dice" not in said and [path.name for path in out.iterdir()] == ["a_mask.nii.gz"]
+    assert f"{scans}: Dice of the volume 100.0 %" in said  # of c alone
+    assert [path.name for path in out.glob("*.nii*")] == ["a_mask.nii.gz"]
     written = nibabel.load(out / "a_mask.nii.gz")
     assert (written.affine == affine).all() and (np.asarray(written.dataobj) == (voxels == 900)).all()
 
