@@ -83,10 +83,11 @@ def test_gpu_is_named_where_it_was_measured(tmp_path, monkeypatch):
 
 
 def test_results_of_the_first_version_are_still_read():
-    report = as_markdown(read_results(ROOT / "results" / "benchmark_cpu.json"))
+    results = read_results(ROOT / "results" / "benchmark_cpu.json")
+    report = as_markdown(results)
     assert "AMD EPYC, 2 cores, 2 threads; float32; torch 2.14.1" in report
     assert "commit d556101a; 2026-11-24; 3 s." in report
-    assert report.count("### ") == 8 and "at least 3x: met" in report
+    assert report.count("### ") == len(results["parts"]) and "at least 3x: met" in report
 
 
 def test_a_part_takes_the_place_of_its_earlier_self_alone(tmp_path):
