@@ -45,7 +45,7 @@ def test_training_leaves_losses_checkpoint_results_and_pictures(tmp_path):
     assert merged["bbox/AP"] == pytest.approx(100)
     assert os.path.isfile(tmp_path / "model_final.pth")
     pictures = sorted(os.listdir(tmp_path / "visualizations" / "toy_test"))
-    assert pictures == ["000_toy_test_0.png", "001_toy_test_1.png"]
+    assert pictures == ["000_toy_test_0.png", "001_toy_test_1.png", "pictures.json"]
     with Image.open(tmp_path / "visualizations" / "toy_test" / pictures[0]) as image:
         assert image.size == (2 * 10 * engine_toys.WIDTH, 10 * engine_toys.HEIGHT)  # at least 480 wide
     assert os.path.isfile(tmp_path / "inference" / "toy_test" / "coco_instances_results.json")
