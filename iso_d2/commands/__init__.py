@@ -29,6 +29,11 @@ def as_typed(argv):
     return " ".join([*started, sys.argv[0], shlex.join(sys.argv[1:] if argv is None else argv)])
 
 
+def fail(error):
+    """End the process with the text of an error that says what to do, without its traceback."""
+    sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+
+
 def add_opts(parser, what="changes to the config; last"):
     """Add the argument --opts, KEY VALUE pairs for the config, to a parser."""
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=what)

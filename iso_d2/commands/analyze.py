@@ -18,7 +18,6 @@ iso-d2 analyze MODEL [MODEL ...] --output DIR [--images PATH ...] [--opts KEY VA
 import argparse
 import datetime
 import json
-import sys
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
@@ -30,7 +29,7 @@ from ..engine.analysis import analyze_config, load_default_images, load_images
 from ..engine.setup import find_config, load_config
 from ..files import write_atomically
 from ..provenance import versions
-from . import add_opts, as_typed
+from . import add_opts, as_typed, fail
 
 
 def parse_args(argv):
@@ -101,7 +100,7 @@ def main(argv=None):
             results[label] = analyze_config(cfg, images, args.grid, args.jacobian_images)
             print(f"\n{describe(results[label])}")
     except (AssertionError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
     document = {
         "command": as_typed(argv),
         "date": datetime.date.today().isoformat(),

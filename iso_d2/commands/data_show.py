@@ -4,7 +4,6 @@ iso-d2 data show --config-file FILE --output DIR [--dataset NAME] [--number N] [
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,6 +13,7 @@ from PIL import Image
 from ..data.mappers import build_mapper
 from ..engine.setup import load_config
 from ..evaluation import draw_model_input
+from . import fail
 
 
 def parse_args(argv):
@@ -35,7 +35,7 @@ def main(argv=None):
         args.output.mkdir(parents=True, exist_ok=True)
         draw(args)
     except (AssertionError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
 
 
 def draw(args):

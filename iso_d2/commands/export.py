@@ -4,14 +4,13 @@ iso-d2 export --config-file FILE --format onnx --output model.onnx --opts MODEL.
 """
 
 import argparse
-import sys
 
 from detectron2.utils.logger import setup_logger
 
 from ..engine.export import export_model
 from ..engine.exported import SUFFIXES
 from ..engine.setup import load_config
-from . import add_opts
+from . import add_opts, fail
 
 
 def parse_args(argv):
@@ -33,7 +32,7 @@ def main(argv=None):
     try:
         about, difference = export_model(load_config(args.config_file, args.opts), args.format, args.output)
     except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
     for name, shape in {about["input"]["name"]: about["input"]["shape"], **about["outputs"]}.items():
         print(f"{name:13} {' x '.join(map(str, shape))}")
     if difference is None:

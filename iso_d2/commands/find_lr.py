@@ -9,14 +9,13 @@ iso-d2 find-lr --config-file FILE --output DIR [--lowest RATE] [--highest RATE] 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
 from ..engine.range_test import range_test, smoothed, suggested_rate, write_range_test
 from ..engine.setup import load_config
-from . import add_opts
+from . import add_opts, fail
 
 
 def parse_args(argv):
@@ -41,7 +40,7 @@ def main(argv=None):
         args.output.mkdir(parents=True, exist_ok=True)
         rates, losses = range_test(cfg, args.lowest, args.highest, args.steps)
     except (AssertionError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
     write_range_test(rates, losses, args.output)
     smooth = smoothed(losses)
     if smooth[0] == min(smooth):

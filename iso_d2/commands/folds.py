@@ -8,11 +8,11 @@ DATASETS.TEST, if that has other patients. The same command goes on after an int
 """
 
 import argparse
-import sys
 
 from detectron2.utils import comm
 
 from ..engine.cross_validation import CrossValidation
+from . import fail
 from .train import start
 
 
@@ -40,7 +40,7 @@ def main(argv=None):
     try:
         cross_validation = CrossValidation(args.config_file, args.opts, args.folds, args.fold)
     except (AssertionError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
     start(run, cross_validation, args.num_gpus)
 
 

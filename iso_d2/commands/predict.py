@@ -33,7 +33,7 @@ from ..engine.trained import trained_config
 from ..evaluation.masks import PredictedMasks, class_labels, is_mask
 from ..evaluation.visualization import draw_detections
 from ..files import IMAGE_SUFFIXES, BrokenImageError, read_image, write_atomically
-from . import add_opts
+from . import add_opts, fail
 
 ACCEPTED = (*IMAGE_SUFFIXES, *SUFFIXES)
 
@@ -142,7 +142,7 @@ def main(argv=None):
             cfg = read(args.model or args.config_file, args.opts)
         predictor = Predictor(cfg, model)
     except (AssertionError, ImportError, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+        fail(error)
     has_masks = cfg.MODEL.META_ARCHITECTURE in ("UNetSegmentor", "SemanticSegmentor")
     if args.threshold is None:
         args.threshold = cfg.TEST.SEGMENTATION.THRESHOLD if has_masks else 0.5

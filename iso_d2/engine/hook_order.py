@@ -1,5 +1,6 @@
 """Which hooks and writers a training has, and in what order."""
 
+import contextlib
 import weakref
 
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
@@ -65,10 +66,7 @@ def _evaluation(trainer, average):
     """The function of EvalHook: that of the averaged weights, if there are any."""
 
     def evaluate():
-        if average:
-            with average.in_place():
-                results = trainer.test(trainer.cfg, trainer.model)
-        else:
+        with average.in_place() if average else contextlib.nullcontext():
             results = trainer.test(trainer.cfg, trainer.model)
         trainer._last_eval_results = results
         found, best = flatten_results_dict(results), trainer.cfg.TEST.BEST

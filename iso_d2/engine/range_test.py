@@ -1,7 +1,5 @@
 """A learning-rate range test: short training steps at rising rates, and what the losses say."""
 
-import csv
-import io
 import math
 import tempfile
 
@@ -9,7 +7,7 @@ import torch
 from detectron2.engine import hooks
 from matplotlib.figure import Figure
 
-from ..files import replacing, write_atomically
+from ..files import as_csv, replacing, write_atomically
 from .checkpoint_hooks import TrainingStopped
 from .choices import epochs_to_iterations, penalty_coefficient
 from .hooks import DeltaInitHook, OrthogonalityLossHook, WhiteningHook
@@ -115,11 +113,9 @@ def suggested_rate(rates, losses):
 def write_range_test(rates, losses, folder):
     """Write ``range_test.csv`` (rate, loss, smoothed loss) and ``range_test.png`` into a folder (Path)."""
     smooth, rate = smoothed(losses), suggested_rate(rates, losses)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["learning_rate", "loss", "smoothed_loss"])
-    rows.writerows(zip(rates, losses, smooth, strict=True))
-    write_atomically(folder / "range_test.csv", text.getvalue())
+    columns = "learning_rate", "loss", "smoothed_loss"
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(rates, losses, smooth, strict=True)]
+    write_atomically(folder / "range_test.csv", as_csv(rows))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, color="tab:grey", alpha=0.5, linewidth=1, label="loss of the batch")
@@ -141,13 +137,8 @@ def _without_results(cfg, folder, steps):
     cfg.defrost()
     cfg.ISO.ORTHO.COEFF, cfg.ISO.ORTHO.LOG_PERIOD = coefficient, 0
     cfg.OUTPUT_DIR, cfg.DATASETS.TEST = folder, ()
-    cfg.TEST.BEST, cfg.TEST.PATIENCE, cfg.TEST.EXPECTED_RESULTS, cfg.ISO.WRITERS, cfg.SOLVER.EMA = (
-        [],
-        0,
-        [],
-        [],
-        0.0,
-    )
+    cfg.TEST.BEST, cfg.TEST.PATIENCE, cfg.TEST.EXPECTED_RESULTS = [], 0, []
+    cfg.ISO.WRITERS, cfg.SOLVER.EMA = [], 0.0
     solver = cfg.SOLVER
     solver.EPOCHS, solver.EPOCH_STEPS, solver.WARMUP_EPOCHS, cfg.TEST.EVAL_EPOCHS = 0, (), 0, 0
     solver.MAX_ITER = steps

@@ -103,9 +103,7 @@ class VisualPredictions(DatasetEvaluator):
         file_name = image["file_name"]
         pixels = read_image(file_name, "RGB")
         true = self._find_ground_truth(file_name)
-        # small images are drawn larger, since text keeps its size and would hide them
-        scale = max(1, -(-MIN_WIDTH // pixels.shape[1]))
-        panels = {name: _Panel(pixels, self.metadata, scale) for name in ("truth", "prediction")}
+        panels = {name: _enlarged(pixels, self.metadata) for name in ("truth", "prediction")}
         notes, errors = [], []
         # a semantic map cannot be drawn without class names
         if "sem_seg" in output and self.metadata.get("stuff_classes"):
@@ -181,9 +179,14 @@ def draw_detections(pixels, found, metadata):
     Returns:
         ndarray: (H', W', 3), RGB; enlarged by a whole number to a width of 480 or more.
     """
-    panel = _Panel(pixels, metadata, max(1, -(-MIN_WIDTH // pixels.shape[1])))
+    panel = _enlarged(pixels, metadata)
     panel.draw_predictions(found)
     return panel.output.get_image()
+
+
+def _enlarged(pixels, metadata):
+    # small images are drawn larger, since text keeps its size and would hide them
+    return _Panel(pixels, metadata, max(1, -(-MIN_WIDTH // pixels.shape[1])))
 
 
 class _Panel(Visualizer):
