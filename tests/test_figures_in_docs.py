@@ -48,6 +48,7 @@ TEN_EPOCHS, ISONET_FIRST, ISONET_SECOND = CONDITIONING["ten_epochs_left_behind"]
 SHAPES = load("signal_shapes.json")
 SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"]["runs"]
 RATES = load("signal_rates.json")["runs"]
+ISOMETRIZED = [run["evaluations"][-1]["top1"] for run in load("isometrized_cifar10.json")["runs"]]
 
 RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
 RESNET = over_seeds("signal-cifar-resnet-bn", "cifar10_test", "top1")
@@ -206,6 +207,11 @@ FIGURES = {
                 "rate 0.03, clipped at norm 5, gain 2.8, b = -0.5; b = -1": [13, 15],
             },
         ),
+    ],
+    "docs/isometrize.md": [
+        ("| ResNet-20 isometrized | `cifar_isometrized20.yaml` | # % | # % |", ISOMETRIZED[:2]),
+        ("MODEL.ISONET.WHITEN False` | # % | # % |", ISOMETRIZED[2:4]),
+        ("| R-ISONet-20 | `cifar_isonet20.yaml MODEL.ISONET.SIGNAL scaled` | # % | |", ISOMETRIZED[4:]),
     ],
     "docs/performance.md": PERFORMANCE,
 }
