@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-SCALES = ("full", "medium", "small")
+SCALES = ("full", "cpu")
 # In the order in which the experiments are run: in so few epochs the ablation says least
 FILES = ("cifar", "mri", "coco", "ablation", "signal")
 # Table of the experiments that are trained for others to start from
@@ -23,7 +23,7 @@ class Setting:
     """How an experiment is trained at one scale."""
 
     config: str  # a yaml file, relative to the repository
-    options: tuple = ()  # KEY VALUE pairs after it
+    options: tuple = ()  # KEY VALUE pairs after it; {fold} stands for the fold of the run
     setup: str = ""  # size and schedule in words, for the tables
     evaluate: str = ""  # a data set that is evaluated once more, after the training; "" for none
 
@@ -44,6 +44,7 @@ class Experiment:
     # experiment; the others are for what it is compared with: equal starts or none.
     weights: tuple = ()
     same_as: str = ""  # name of the experiment whose result is this one's, too, at full scale; "" for none
+    folds: int = 0  # its runs are so many folds of the patients, seed 1 is fold 0; 0: any seeds
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Metric:
     """A figure of a run."""
 
     heading: str = ""  # its exact name and unit
-    dataset: str = ""  # on which it is measured; "" is the loss of the training itself
+    dataset: str = ""  # on which it is measured, with {fold} in it; "" is the loss of the training itself
     name: str = ""  # of the evaluator's result
     digits: int = 1  # after the decimal point
     last: int = 1  # the mean of so many evaluations at the end of the training; 1: the one after it
@@ -81,25 +82,25 @@ def read_tables(path):
         path (Path): yaml with a ``group`` and ``tables``. A table has the fields of :class:`Table`;
             ``curve`` is a metric or the name of one (default: the first). For each scale, ``scales`` holds
             ``setup``, ``options`` and ``evaluate`` of all its experiments, or a string: why there are none.
-            An experiment has the fields of :class:`Experiment` and, in place of ``settings``, a text for each
-            scale: ``CONFIG KEY VALUE ...`` (``short`` stands for medium and small; a list is joined).
+            An experiment has the fields of :class:`Experiment` (``folds`` is given to the table) and, in
+            place of ``settings``, a text for each scale: ``CONFIG KEY VALUE ...`` (a list is joined).
     """
     content = CfgNode.load_yaml_with_base(str(path))
     return [_table(content["group"], **entry) for entry in content["tables"]]
 
 
-def _table(group, name, scales, experiments, title="", metrics=(), curve=None, **more):
+def _table(group, name, scales, experiments, title="", metrics=(), curve=None, folds=0, **more):
     metrics = tuple(Metric(**metric) for metric in metrics)
     if isinstance(curve, dict):
         curve = Metric(**curve)
     else:
         curve = next((metric for metric in metrics if curve in (None, metric.name)), None)
-    rows = tuple(_experiment(group, name, scales, **row) for row in experiments)
+    rows = tuple(_experiment(group, name, scales, folds=folds, **row) for row in experiments)
     return Table(name, title, metrics, rows, curve=curve, **more)
 
 
-def _experiment(group, table, scales, name, label, full=None, medium=None, small=None, short=None, **more):
-    texts = {"full": full, "medium": medium or short, "small": small or short}
+def _experiment(group, table, scales, name, label, full=None, cpu=None, **more):
+    texts = {"full": full, "cpu": cpu}
     settings = {scale: _setting(scales.get(scale, LEFT_OUT), text) for scale, text in texts.items()}
     if "same_as" in more:
         settings["full"] = f"the same as {more['same_as']}"

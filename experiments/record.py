@@ -72,6 +72,7 @@ def write_record(run, diverged=None):
         "dataset": run.train_set,
         "diverged_at": diverged,
         "final": {} if diverged is not None else final,
+        "patients": _patients(folder, run.config.DATASETS.TEST),
         "evaluations": evaluations,
         "curve": thin(lines),
         "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
@@ -127,11 +128,12 @@ def value_of(record, metric):
     """float or None: a metric of a run at its end; None if it diverged or has none."""
     if record["diverged_at"] is not None:
         return None
+    dataset = metric.dataset.replace("{fold}", str(record["seed"] - 1))
     if metric.last > 1:
-        points = record["evaluations"].get(metric.dataset, [])[-metric.last :]
+        points = record["evaluations"].get(dataset, [])[-metric.last :]
         return statistics.mean(point["metrics"][metric.name] for point in points) if points else None
-    if metric.dataset:
-        return record["final"].get(metric.dataset, {}).get(metric.name)
+    if dataset:
+        return record["final"].get(dataset, {}).get(metric.name)
     return task_loss(record["curve"][-1]) if record["curve"] else None
 
 
@@ -189,6 +191,16 @@ def _evaluated_afterwards(folder, dataset):
             numbers = {key: value for key, value in content.items() if isinstance(value, (int, float))}
             return {dataset: {key: value for key, value in numbers.items() if key not in SETTINGS}}
     return {}
+
+
+def _patients(folder, test_names):
+    """dict[str, dict[str, float]]: data set -> patient -> volume Dice in percent at the end; sets without leave none."""
+    found = {name: folder / "inference" / name / "segmentation.json" for name in test_names}
+    contents = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
+    return {
+        name: {entry["patient"]: round(entry["dice"], 3) for entry in content["patients"]}
+        for name, content in contents.items()
+    }
 
 
 def _gpu_memory(log):

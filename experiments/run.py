@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog
 from iso_d2.config import add_iso_config
 from iso_d2.data import dataset_root
 from iso_d2.data.cifar import CIFAR10, CIFAR100
+from iso_d2.data.lgg import PATIENTS
 from iso_d2.data.lgg import SOURCE as LGG_SOURCE
 from iso_d2.engine.setup import load_config
 
@@ -29,6 +30,10 @@ IMAGES = {
     "lgg_train": 3347,
     "lgg_image_train": 3340,
     "shapes_train": 240,
+    **{
+        f"lgg_fold{fold}of5_train": sum(p.slices for p in PATIENTS.values() if p.index % 5 != fold)
+        for fold in range(5)
+    },
 }
 # Beginning of a data set's name -> the folders below the data set root of which it needs one, and what to do
 SOURCES = {
@@ -54,6 +59,11 @@ class Run:
     @property
     def name(self):
         return f"{self.experiment.name} seed {self.seed}"
+
+    @property
+    def fold(self):
+        """int: which part of the patients it is measured on, if its experiment has folds."""
+        return self.seed - 1
 
     @property
     def setting(self):
@@ -85,7 +95,8 @@ class Run:
         """list[str]: KEY VALUE pairs of the training."""
         device = self.device or ("" if self.scale == "full" else "cpu")
         pairs = ["OUTPUT_DIR", str(self.folder), "SEED", str(self.seed)]
-        pairs += [*(["MODEL.DEVICE", device] if device else []), *self.setting.options]
+        own = [option.replace("{fold}", str(self.fold)) for option in self.setting.options]
+        pairs += [*(["MODEL.DEVICE", device] if device else []), *own]
         return [*pairs, "MODEL.WEIGHTS", self.start] if self.start else pairs
 
     def commands(self):

@@ -1,6 +1,6 @@
 """Run the report's experiments again, and write the tables and figures that compare.
 
-python tools/reproduce.py cifar|mri|coco|signal|all [--scale small|medium|full] [--time-budget MINUTES]
+python tools/reproduce.py cifar|mri|coco|signal|all [--scale cpu|full] [--time-budget MINUTES]
                           [--device cpu|cuda] [--jobs N]
 python tools/reproduce.py report            # tables and figures anew, from the records that are there
 
@@ -24,7 +24,7 @@ from experiments.run import Run, command_text  # noqa: E402
 from experiments.runner import Runner  # noqa: E402
 
 # On two cores, two trainings of one thread each are faster than one after the other with two.
-DEFAULT_JOBS = {"small": 2, "medium": 2, "full": 1}
+DEFAULT_JOBS = {"cpu": 2, "full": 1}
 
 
 def parse_args(argv):
@@ -35,13 +35,13 @@ def parse_args(argv):
     parser.add_argument(
         "--scale",
         choices=SCALES[::-1],
-        default="small",
-        help="small: under an hour on two CPU cores; medium: more than an hour; full: a GPU",
+        default="cpu",
+        help="cpu: small networks, from 10 minutes to some hours a run on a core; full: the report's, for a GPU",
     )
     parser.add_argument(
         "--device",
         choices=["cpu", "cuda"],
-        help="small and medium run on the CPU, with a GPU too, and full as its configs say, unless told here",
+        help="scale cpu runs on the CPU, with a GPU too, and full as its configs say, unless told here",
     )
     parser.add_argument(
         "--time-budget", type=float, metavar="MINUTES", help="stop then; a later call goes on"
@@ -51,7 +51,7 @@ def parse_args(argv):
         nargs="+",
         default=["1"],
         metavar="N",
-        help="how many, from 1 on; or several: which (3 3: the third alone)",
+        help="how many, from 1 on; or several: which (3 3: the third alone). Of the folds: N is fold N - 1",
     )
     parser.add_argument(
         "--jobs",

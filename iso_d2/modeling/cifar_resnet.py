@@ -8,6 +8,7 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, ResNet
+from torch import nn
 from torch.nn import functional as F
 
 from .isonet import isonet_layout
@@ -38,7 +39,8 @@ def build_cifar_resnet_backbone(cfg, input_shape):
     """Detectron2's ResNet with a 3x3 stem: 64 to 512 wide at depth 18, 34, else 6n+2, 16 to 64 wide.
 
     Convolutions are Kaiming-initialised and have no bias, so ``MODEL.RESNETS.NORM ""`` is the net
-    without norm, delta initialisation, SReLU and scales.
+    without norm, delta initialisation, SReLU and scales. Group norm has Detectron2's 32 groups and, in
+    layers of fewer than 64 channels, groups of two.
 
     Args:
         cfg (CfgNode): of ``MODEL.RESNETS`` DEPTH, NORM and OUT_FEATURES, and
@@ -53,7 +55,8 @@ def build_cifar_resnet_backbone(cfg, input_shape):
     """
     node = cfg.MODEL.RESNETS
     layout = isonet_layout(node.DEPTH, "cifar")
-    stem = CifarStem(input_shape.channels, layout.stem_channels, node.NORM)
+    norm = _group_norm if node.NORM == "GN" else node.NORM
+    stem = CifarStem(input_shape.channels, layout.stem_channels, norm)
     in_channels, stages = layout.stem_channels, []
     for num_blocks, out_channels in zip(layout.blocks, layout.channels, strict=True):
         widths = {"bottleneck_channels": out_channels // 4} if layout.bottleneck else {}
@@ -63,9 +66,13 @@ def build_cifar_resnet_backbone(cfg, input_shape):
             in_channels=in_channels,
             out_channels=out_channels,
             stride_per_block=[2 if stages else 1] + [1] * (num_blocks - 1),
-            norm=node.NORM,
+            norm=norm,
             **widths,
         )
         stages.append(stage)
         in_channels = out_channels
     return ResNet(stem, stages, out_features=node.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+def _group_norm(channels):
+    return nn.GroupNorm(min(32, channels // 2), channels)
