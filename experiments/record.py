@@ -12,6 +12,7 @@ import statistics
 from iso_d2.files import write_atomically
 from iso_d2.provenance import hardware, versions
 
+from .experiment import BY_NAME
 from .models import parameters_and_flops
 from .run import command_text, configuration, read_metrics
 from .training import COMMANDS
@@ -72,7 +73,7 @@ def write_record(run, diverged=None):
         "dataset": run.train_set,
         "diverged_at": diverged,
         "final": {} if diverged is not None else final,
-        "patients": _patients(folder, run.config.DATASETS.TEST),
+        "patients": {} if diverged is not None else _patients(folder, run.config.DATASETS.TEST),
         "evaluations": evaluations,
         "curve": thin(lines),
         "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
@@ -148,6 +149,18 @@ def scores(records, metric):
     return tuple(nothing if math.isnan(value) else value for value in found if value is not None)
 
 
+def patients_of(records):
+    """dict[str, float]: patient -> volume Dice in percent out of fold; {} where there are no folds.
+
+    Empty, too, if a training has diverged, since its patients would be left out of a mean.
+    """
+    folds = [record for record in records if BY_NAME[record["experiment"]].folds]
+    if any(record["diverged_at"] is not None for record in folds):
+        return {}
+    parts = [found for record in folds for found in record["patients"].values()]
+    return {name: dice for part in parts for name, dice in part.items()}
+
+
 def mean_text(values, metric):
     """str: the mean of some seeds, with the standard deviation if there are several; "-" without any."""
     if not values:
@@ -194,7 +207,7 @@ def _evaluated_afterwards(folder, dataset):
 
 
 def _patients(folder, test_names):
-    """dict[str, dict[str, float]]: data set -> patient -> volume Dice in percent at the end; sets without leave none."""
+    """dict[str, dict[str, float]]: data set -> patient -> volume Dice in percent, of sets with patients."""
     found = {name: folder / "inference" / name / "segmentation.json" for name in test_names}
     contents = {name: json.loads(path.read_text()) for name, path in found.items() if path.is_file()}
     return {

@@ -1,5 +1,6 @@
 """Whether the claims in tables/claims.yaml, most of them the report's, hold by what the records say."""
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -7,31 +8,39 @@ from detectron2.config import CfgNode
 from scipy import stats
 from tabulate import tabulate
 
-from .experiment import BY_NAME, SCALES, TABLES_FOLDER, Metric
-from .record import mean_text, records_of, scores
+from .experiment import BY_NAME, SCALES, TABLES, TABLES_FOLDER, Metric
+from .record import mean_text, patients_of, records_of, scores
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CONFIDENCE = 0.95
+# What an interval comes from
+SEEDS, POOLED, PATIENTS = "seeds", "pooled seeds", "patients"
 RULE = (
-    "The rule: a claim is judged at the largest scale at which both networks have been trained. It *holds* "
-    f"if the whole {100 * CONFIDENCE:.0f} % confidence interval (Welch's) of the difference between the two "
-    'means is on its side, and *does not hold* if the whole interval is on the other. The side of "better" '
-    'and "help" begins at 0, that of "on par" at 1 point worse (Dice loss: 0.01). Everything else is '
-    "*undecided*; so is a comparison with one seed, and one of networks of which neither has learned "
-    "anything yet. A training that diverged counts as one that has learned nothing."
+    "The rule: a claim is judged at the largest scale at which both networks have been trained, by the "
+    f"{100 * CONFIDENCE:.0f} % confidence interval of the difference between the two means. It *holds* if "
+    "the whole interval is on its side, and *does not hold* if the whole interval is on the other. The side "
+    'of "better", "help" and "reaches" begins at 0, that of "on par" at 1 point worse (Dice loss: 0.01). '
+    "Everything else is *undecided*; so is a comparison of networks of which neither has learned anything "
+    "yet. The interval comes from, in this order: *{PATIENTS}*, the differences of all patients that both "
+    f"networks have measured out of fold (paired t); *{SEEDS}*, two or more on both sides (Welch's t); "
+    f"*{POOLED}*, if one side has a single seed: the variance between seeds of all experiments of that table "
+    "that have several, pooled, which supposes that the seeds of all of them spread alike. A training that "
+    "diverged counts as one that has learned nothing."
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That one experiment comes out better than another, or hardly worse."""
+    """That one experiment comes out better than another, or hardly worse, or than a published figure."""
 
     claim: str  # in words
-    experiments: list  # names of the one and of the other
+    experiments: list  # names of the one and of the other, if there is another
     metric: Metric  # by which they are compared
     learned: float  # value of a network that has learned something
     report: str = ""  # what the report says; "" if the claim is not the report's
+    front: bool = False  # whether the README has it
     margin: float = 0.0  # by how much the one may be worse
+    against: float | None = None  # the figure with which a single experiment is compared
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Verdict:
     reason: str  # why it is undecided
     scale: str = "-"  # of the runs
     values: tuple = ((), ())  # the metric of the one's seeds and of the other's
+    interval: tuple = ()  # of the difference, positive where the one is better; () without
+    basis: str = ""  # what the interval comes from
+    n: str = ""  # how many of these
 
     def __str__(self):
         return f"{self.verdict} ({self.reason})" if self.reason else self.verdict
@@ -57,24 +69,47 @@ def judge(claim, records):
     """Verdict: on a claim, by RULE; `records` is scale -> experiment -> list of records."""
     for scale in SCALES:
         found = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
-        values = tuple(scores(group, claim.metric) for group in found)
+        values = [scores(group, claim.metric) for group in found]
+        if claim.against is not None:
+            values.append((claim.against,))
         if all(values):
             break
     else:
         return Verdict(UNDECIDED, "not measured")
+    made = {"scale": scale, "values": tuple(values)}
     sign = -1 if claim.metric.lower else 1
     if max(sign * statistics.mean(one) for one in values) <= sign * claim.learned:
-        return Verdict(UNDECIDED, "neither has learned yet", scale, values)
-    if min(map(len, values)) < 2:
-        return Verdict(UNDECIDED, "one seed", scale, values)
-    low, high = interval(*values)
-    if claim.metric.lower:
-        low, high = -high, -low
+        return Verdict(UNDECIDED, "neither has learned yet", **made)
+    found = _difference(claim, scale, records, values)
+    if found is None:
+        return Verdict(UNDECIDED, "one seed", **made)
+    (low, high), made["basis"], made["n"] = found
+    low, high = made["interval"] = (low, high) if sign > 0 else (-high, -low)
     if low >= -claim.margin:
-        return Verdict(HOLDS, "", scale, values)
+        return Verdict(HOLDS, "", **made)
     if high < -claim.margin:
-        return Verdict(FAILS, "", scale, values)
-    return Verdict(UNDECIDED, "within the spread of the seeds", scale, values)
+        return Verdict(FAILS, "", **made)
+    return Verdict(UNDECIDED, "within the spread", **made)
+
+
+def _difference(claim, scale, records, values):
+    """Interval of the one minus the other, what it comes from and how many these are; None without spread."""
+    patients = [patients_of(records_of(BY_NAME[name], scale, records)) for name in claim.experiments]
+    if all(patients) and claim.metric.name == "volume_dice_mean":
+        if claim.against is not None:
+            differences = [dice - claim.against for dice in patients[0].values()]
+        else:
+            one, other = patients
+            differences = [one[name] - other[name] for name in one.keys() & other.keys()]
+        if len(differences) > 1:
+            return mean_interval(differences), PATIENTS, str(len(differences))
+    counts = ", ".join(dict.fromkeys(str(len(one)) for one in values))
+    if min(map(len, values)) > 1:
+        return interval(*values), SEEDS, counts
+    table = next(table for table in TABLES if table.name == BY_NAME[claim.experiments[0]].table)
+    groups = [scores(records_of(one, scale, records), claim.metric) for one in table.experiments]
+    found = pooled_interval(*values, [group for group in groups if len(group) > 1])
+    return found and (found, POOLED, counts)
 
 
 def interval(one, other):
@@ -88,26 +123,49 @@ def interval(one, other):
     return tuple(stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE))
 
 
+def pooled_interval(one, other, groups):
+    """tuple[float, float]: as `interval`, for one or more values each, with the variance within `groups`.
+
+    Each of these has two or more values. The standard error is sqrt(s^2 / n + s^2 / m) with the pooled
+    variance s^2 and t has its degrees of freedom, the sum of (values - 1). None without groups.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    if not freedom:
+        return None
+    variance = sum((len(group) - 1) * statistics.variance(group) for group in groups) / freedom
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(variance / len(one) + variance / len(other))
+    difference = statistics.mean(one) - statistics.mean(other)
+    return difference - half, difference + half
+
+
+def mean_interval(values):
+    """tuple[float, float]: confidence interval of a mean, Student's t; two or more values."""
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    return mean - half, mean + half
+
+
 def verdict_table(records, short=False):
     """str: the claims, what the report says, what our runs say and the verdict, a table in markdown.
 
-    `records` is as of `judge`. `short`: only what has been measured, without the column of the scale.
+    `records` is as of `judge`. `short`: only the claims that are decided and marked for the README.
     """
     rows = []
     for claim in read_claims():
         verdict = judge(claim, records)
+        measured, digits = all(verdict.values), claim.metric.digits
         ours = " against ".join(mean_text(values, claim.metric) for values in verdict.values)
-        counts = dict.fromkeys(str(len(values)) for values in verdict.values)
-        rows.append(
-            {
-                "claim": claim.claim,
-                "the report": claim.report or "not in the report",
-                "ours": claim.metric.unit.format(ours) if all(verdict.values) else "-",
-                "scale": verdict.scale,
-                "n": ", ".join(counts),
-                "verdict": str(verdict),
-            }
-        )
-    if short:
-        rows = [row | {"ours": f"{row['ours']} ({row.pop('scale')})"} for row in rows if row["ours"] != "-"]
+        row = {
+            "claim": claim.claim,
+            "the report": claim.report or "not in the report",
+            "ours": claim.metric.unit.format(ours) if measured else "-",
+            "scale": verdict.scale,
+            "n": f"{verdict.n} {verdict.basis}".strip() or "-",
+            "difference": " to ".join(f"{value:+.{digits}f}" for value in verdict.interval) or "-",
+            "verdict": str(verdict),
+        }
+        if not short:
+            rows.append(row)
+        elif claim.front and measured:
+            rows.append({**row, "ours": f"{row['ours']} ({row.pop('scale')})"})
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

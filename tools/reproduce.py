@@ -36,7 +36,7 @@ def parse_args(argv):
         "--scale",
         choices=SCALES[::-1],
         default="cpu",
-        help="cpu: small networks, from 10 minutes to some hours a run on a core; full: the report's, for a GPU",
+        help="cpu: small networks, 10 minutes to some hours a run on a core; full: the report's, for a GPU",
     )
     parser.add_argument(
         "--device",
