@@ -13,6 +13,7 @@ from iso_d2.files import write_atomically
 from iso_d2.provenance import hardware, versions
 
 from .experiment import BY_NAME
+from .isometry import isometry_of
 from .models import parameters_and_flops
 from .run import command_text, configuration, read_metrics
 from .training import COMMANDS
@@ -76,6 +77,7 @@ def write_record(run, diverged=None):
         "patients": {} if diverged is not None else _patients(folder, run.config.DATASETS.TEST),
         "evaluations": evaluations,
         "curve": thin(lines),
+        "isometry": isometry_of(lines),
         "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
         "configuration": configuration(run.config),
     }

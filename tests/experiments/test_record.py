@@ -41,6 +41,7 @@ def run(tmp_path, monkeypatch):
         {"iteration": 1, "total_loss": 2.0, "loss_cls": 1.5, "loss_ortho": 0.5, "time": 0.6, "lr": 0.1},
         {"iteration": 3, "total_loss": 1.0, "loss_cls": 1.0, "time": 0.7, "lr": 0.1},
         {"iteration": 3, "classification/top1": 61.5, "classification/loss": 1.1},
+        {"iteration": 3, "isometry/backbone.res2.0_gradient": 2.5},
     ]
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "tot')
     commands = [
@@ -69,6 +70,7 @@ def test_a_record_says_what_ran_and_what_came_out(run):
         (1, 2.0),
         (3, 1.0),
     ]
+    assert record["isometry"] == [{"iteration": 3, "gradient_first": 2.5}]
     assert record["wall_seconds"] == 4.0 and record["starts"] == 2
     assert record["seconds_per_iteration"] == 0.6
     assert record["peak_memory_mb"] == 900 and record["peak_gpu_memory_mb"] == 1500

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+
+from experiments.isometry import isometry_of
+
+
+def values(**layers):
+    """Lines' values as IsometryHook names them: layer of a backbone (__ for a dot) -> end -> value."""
+    return {
+        f"isometry/backbone.{layer.replace('__', '.')}{'_' if end else ''}{end}": value
+        for layer, ends in layers.items()
+        for end, value in ends.items()
+    }
+
+
+def test_layers_of_an_isonet_in_a_few_numbers():
+    first = {"iteration": 391, "total_loss": 2.0, "ortho/total": 5.0, "ortho/backbone.stem.conv": 5.0}
+    first |= values(
+        stem__conv={"min": 0.9, "max": 1.0, "error": 0.1, "mean_square": 7.0},
+        stem__srelu={"min": -1.5, "mean": -1.0, "max": -0.5, "held": 0.25, "mean_square": 7.0},
+        stem={"signal": 1.0, "gradient": 0.5},
+        res2__0__branch__conv1={"min": 0.2, "max": 1.25, "error": 0.8, "mean_square": 7.0},
+        res2__0__branch__conv2={"min": 0.70004, "max": 2.0, "error": 1.0, "mean_square": 7.0},
+        res2__0__branch__srelu1={"min": -1.25, "mean": -1.0, "max": 0.5, "held": 0.0, "mean_square": 7.0},
+        res2__0__srelu={"min": -1.0, "mean": -0.7, "max": -0.6, "held": 0.05, "mean_square": 7.0},
+        res2__0__scale={"": -0.1},
+        res2__0={"signal": 2.0, "gradient": 3.0},
+        res2__1__scale={"": 0.4},
+        res2__1={"signal": 2.0, "gradient": 1.0},
+    )
+    assert isometry_of([{"iteration": 390, "total_loss": 2.0, "ortho/total": 5.0}, first]) == [
+        {
+            "iteration": 391,
+            # of 1, 1.25, 2 and of 0.9, 0.2, 0.70004 and of 0.1, 0.8, 1
+            "sigma_max_median": 1.25,
+            "sigma_max": 2.0,
+            "sigma_min_median": 0.7,
+            "error_median": 0.8,
+            # (0.25 + 0 + 0.05) / 3 and (-1 - 1 - 0.7) / 3
+            "held_mean": 0.1,
+            "threshold_mean": -0.9,
+            "threshold_min": -1.5,
+            "threshold_max": 0.5,
+            "scale_mean": 0.15,
+            "gradient_first": 0.5,
+        }
+    ]
+
+
+def test_a_network_without_srelu_and_stem_has_fewer_of_them():
+    line = {"iteration": 0} | values(
+        res3={"gradient": 1.0}, res2={"gradient": 4.0}, a={"min": 0.0, "max": 3.0, "error": 2.0}
+    )
+    assert isometry_of([line, {"iteration": 1, "total_loss": 1.0}]) == [
+        {
+            "iteration": 0,
+            "sigma_max_median": 3.0,
+            "sigma_max": 3.0,
+            "sigma_min_median": 0.0,
+            "error_median": 2.0,
+            "gradient_first": 4.0,
+        }
+    ]
+    assert isometry_of([{"iteration": 1, "total_loss": 1.0}]) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_is_not_finite_is_not_hidden():
+    layer = {"min": math.nan, "max": math.nan, "error": math.nan}
+    (entry,) = isometry_of([{"iteration": 0} | values(a=layer, b={"min": 1.0, "max": 1.0, "error": 0.0})])
+    assert all(math.isnan(entry[name]) for name in ("sigma_max_median", "sigma_max", "error_median"))
