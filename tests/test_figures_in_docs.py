@@ -17,8 +17,8 @@ from experiments.verdicts import verdict_table
 
 
 def records(experiment):
-    """The records of an experiment at medium scale, one for each seed."""
-    files = sorted((ROOT / "results" / "reproduction" / "medium").glob(f"{experiment}-seed*.json"))
+    """The records of an experiment at the scale of a CPU, one for each seed."""
+    files = sorted((ROOT / "results" / "reproduction" / "cpu").glob(f"{experiment}-seed*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
