@@ -56,12 +56,12 @@ ISONET = over_seeds("signal-cifar-isonet", "cifar10_test", "top1")
 VOLUME_DICE = {
     "iso": over_seeds("signal-lgg-isounet", "lgg_val", "volume_dice_mean", last=3),
     "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "volume_dice_mean", last=3),
-    "paper": final("mri-patient-isounet", "lgg_val", "volume_dice_mean"),
+    "paper": final("signal-lgg-isounet-paper", "lgg_val", "volume_dice_mean"),
 }
 DICE_LOSS = {
     "iso": over_seeds("signal-lgg-isounet", "lgg_val", "dice_loss", last=3),
     "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "dice_loss", last=3),
-    "paper": final("mri-patient-isounet", "lgg_val", "dice_loss"),
+    "paper": final("signal-lgg-isounet-paper", "lgg_val", "dice_loss"),
 }
 
 SCENES = {

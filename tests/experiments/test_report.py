@@ -94,7 +94,7 @@ def test_where_the_runs_were_made_is_said(tmp_path):
 
 def test_only_the_parts_between_the_marks_are_written(tmp_path):
     names = ["cifar10-risonet-scaled", "cifar10-resnet-bn"]  # of a claim that the README has
-    records = [toy_record(*pair) for pair in zip(names, ["cpu"] * 2, [1] * 2, map(accuracy, (12.3, 23.4)))]
+    records = [toy_record(name, final=accuracy(12.3)) for name in names]
     folder = tmp_path / "results" / "reproduction" / "cpu"
     folder.mkdir(parents=True)
     results, front = tmp_path / "results" / "README.md", tmp_path / "README.md"
