@@ -33,7 +33,7 @@ benchmark tf32 240 all --dtype tf32 --detector-batch 4 --time-budget 1.5
 benchmark bf16 240 all --dtype bfloat16 --channels-last --time-budget 1.5
 benchmark fp16 240 all --dtype float16 --channels-last --time-budget 1.5
 benchmark profile 120 profile --dtype bfloat16 --channels-last
-part reproduction 900 tools/reproduce.py cifar --scale medium --device cuda --seeds 3
+part reproduction 900 tools/reproduce.py cifar --scale cpu --device cuda --seeds 3
 ((failed)) && exit 1
 ((left)) && exit 2
 exit 0

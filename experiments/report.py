@@ -15,11 +15,10 @@ RESULTS, VERDICTS = "reproduction", "verdicts"
 INTRODUCTION = (
     "Written by `python tools/reproduce.py`; [docs/reproduction.md](../docs/reproduction.md) says what was "
     "chosen and why. *report*: as the project report gives it. *full*: the report's size and schedule. "
-    "*medium* and *small*: what two CPU cores train in little more than an hour and in less than one, which "
-    "shows how the networks begin to learn, not how good they get. n = 1 where no spread is given; else mean "
-    "± standard deviation of n seeds. The record of each run, in `reproduction/SCALE/`, has its command, "
-    "commit, versions, hardware and learning curve. `python tools/reproduce.py all --list` says what has not "
-    "been run."
+    "*cpu*: small networks, 10 minutes to some hours a run on one core. n = 1 where no spread is given; else "
+    "mean ± standard deviation of n seeds or folds. The record of each run, in `reproduction/SCALE/`, has "
+    "its command, commit, versions, hardware and learning curve. `python tools/reproduce.py all --list` says "
+    "what has not been run."
 )
 
 
@@ -148,7 +147,7 @@ def setups(table, scales, records):
                 found.setdefault(record["setup"] + start, []).append(experiment.label)
         for setup, labels in found.items():
             which = "" if len(found) == 1 else f" ({'; '.join(dict.fromkeys(labels))})"
-            lines.append(f"- {scale.capitalize()}{which}: {setup}.")
+            lines.append(f"- {scale}{which}: {setup}.")
     return lines
 
 

@@ -17,8 +17,8 @@ from experiments.verdicts import verdict_table
 
 
 def records(experiment):
-    """The records of an experiment at medium scale, one for each seed."""
-    files = sorted((ROOT / "results" / "reproduction" / "medium").glob(f"{experiment}-seed*.json"))
+    """The records of an experiment at the scale of a CPU, one for each seed."""
+    files = sorted((ROOT / "results" / "reproduction" / "cpu").glob(f"{experiment}-seed*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -56,12 +56,12 @@ ISONET = over_seeds("signal-cifar-isonet", "cifar10_test", "top1")
 VOLUME_DICE = {
     "iso": over_seeds("signal-lgg-isounet", "lgg_val", "volume_dice_mean", last=3),
     "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "volume_dice_mean", last=3),
-    "paper": final("mri-patient-isounet", "lgg_val", "volume_dice_mean"),
+    "paper": final("signal-lgg-isounet-paper", "lgg_val", "volume_dice_mean"),
 }
 DICE_LOSS = {
     "iso": over_seeds("signal-lgg-isounet", "lgg_val", "dice_loss", last=3),
     "bn": over_seeds("signal-lgg-unet-bn", "lgg_val", "dice_loss", last=3),
-    "paper": final("mri-patient-isounet", "lgg_val", "dice_loss"),
+    "paper": final("signal-lgg-isounet-paper", "lgg_val", "dice_loss"),
 }
 
 SCENES = {

@@ -51,7 +51,7 @@ def parse_args(argv):
         nargs="+",
         default=["1"],
         metavar="N",
-        help="how many, from 1 on; or several: which (3 3: the third alone). Of the folds: N is fold N - 1",
+        help="how many, from 1 on; or several: which (3 3: the third alone). Fold N - 1 of those with folds",
     )
     parser.add_argument(
         "--jobs",
@@ -92,7 +92,18 @@ def choose(args):
         if not experiments:
             names = " or ".join(args.experiments)
             sys.exit(f"error: no experiment is named {names}; --list names those there are")
-    return [Run(one, args.scale, seed, ROOT, args.device or "") for seed in args.seeds for one in experiments]
+
+    def seeds(one):  # so many stands for all folds, where there are folds
+        if not one.folds:
+            return args.seeds
+        return range(1, one.folds + 1) if isinstance(args.seeds, range) else args.seeds
+
+    return [
+        Run(one, args.scale, seed, ROOT, args.device or "")
+        for seed in dict.fromkeys(seed for one in experiments for seed in seeds(one))
+        for one in experiments
+        if seed in seeds(one) and (not one.folds or seed <= one.folds)
+    ]
 
 
 def main(argv=None):

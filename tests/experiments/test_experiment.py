@@ -24,7 +24,7 @@ def config(name, scale):
 
 
 def test_names_are_unique_and_refer_to_what_there_is():
-    assert len(BY_NAME) == len(EXPERIMENTS) == 62
+    assert len(BY_NAME) == len(EXPERIMENTS) == 80
     for experiment in EXPERIMENTS:
         assert {experiment.starts_from, experiment.same_as} <= {"", *BY_NAME}
     for table in TABLES:
@@ -52,11 +52,14 @@ def test_the_reports_runs_have_its_settings():
 
 
 def test_ablations_take_away_what_they_say():
-    whole = build_model(config("cifar10-ablation-none", "small"))
-    nets = {
-        key: build_model(config(f"cifar10-ablation-{key}", "small"))
-        for key in ("no-delta", "no-srelu", "no-scale")
-    }
+    def net(name):
+        cfg = config(name, "full")
+        cfg.MODEL.ISONET.DEPTH = 20
+        cfg.MODEL.DEVICE = "cpu"
+        return build_model(cfg)
+
+    whole = net("cifar10-risonet-gamma1e-4")
+    nets = {key: net(f"cifar10-ablation-{key}") for key in ("no-delta", "no-srelu", "no-scale")}
 
     def scales(net):
         return {module.scale.item() for module in net.modules() if isinstance(module, SharedScale)}
@@ -69,8 +72,8 @@ def test_ablations_take_away_what_they_say():
     assert zeros(whole) > 0.99 and zeros(nets["no-delta"]) == 0.0
     thresholds = [m.threshold for m in nets["no-srelu"].modules() if isinstance(m, SReLU)]
     assert all((t == 0).all() and not t.requires_grad for t in thresholds)
-    assert config("cifar10-ablation-no-penalty", "small").ISO.ORTHO.COEFF == 0
-    assert config("cifar10-ablation-no-scale", "small").SOLVER.SCALE_LR_FACTOR == 0
+    assert config("cifar10-ablation-no-penalty", "full").ISO.ORTHO.COEFF == 0
+    assert config("cifar10-ablation-no-scale", "full").SOLVER.SCALE_LR_FACTOR == 0
 
 
 FILE = """
@@ -82,12 +85,15 @@ tables:
     curve: b
     scales:
       full: {setup: long, options: "A 1 B (1,)"}
-      medium: no time
-      small: {setup: brief, evaluate: toy_train}
+      cpu: {setup: brief, evaluate: toy_train}
     experiments:
-      - {name: x, label: X, full: "x.yaml B (2,)", short: x.yaml, report: ["1", ""]}
-      - {name: y, label: Y, full: [y.yaml, C '', "D '(3, 4)'"], small: y.yaml C 2}
+      - {name: x, label: X, full: "x.yaml B (2,)", cpu: x.yaml, report: ["1", ""]}
+      - {name: y, label: Y, full: [y.yaml, C '', "D '(3, 4)'"], cpu: y.yaml C 2}
       - {name: z, label: Z, same_as: x}
+  - name: folds
+    folds: 3
+    scales: {full: no time}
+    experiments: [{name: f, label: F, full: f.yaml}]
 """
 
 
@@ -95,17 +101,18 @@ tables:
 def toys(tmp_path):
     path = tmp_path / "toys.yaml"
     path.write_text(FILE)
-    (table,) = read_tables(path)
-    return table
+    return read_tables(path)
 
 
 def test_a_file_of_tables_says_how_each_experiment_is_trained(toys):
+    toys, folds = toys
     x, y, z = toys.experiments
     assert x.settings["full"] == Setting("x.yaml", ("A", "1", "B", "(1,)", "B", "(2,)"), "long")
-    assert x.settings["small"] == Setting("x.yaml", (), "brief", "toy_train")
+    assert x.settings["cpu"] == Setting("x.yaml", (), "brief", "toy_train")
     assert y.settings["full"].options == ("A", "1", "B", "(1,)", "C", "", "D", "(3, 4)")
-    assert y.settings["small"].options == ("C", "2")
+    assert y.settings["cpu"].options == ("C", "2")
     assert (x.group, x.table, x.report) == ("toys", "toys", ("1", ""))
     assert toys.curve == Metric("b", name="b", digits=2)
-    assert x.settings["medium"] == y.settings["medium"] == "no time"
-    assert z.settings == {"full": "the same as x", "medium": "no time", "small": LEFT_OUT}
+    assert z.settings == {"full": "the same as x", "cpu": LEFT_OUT}
+    (f,) = folds.experiments
+    assert (x.folds, f.folds) == (0, 3) and f.settings == {"full": "no time", "cpu": LEFT_OUT}

@@ -15,7 +15,7 @@ CIFAR10 = next(table for table in TABLES if table.name == "cifar10")
 
 def test_curves_are_by_epoch_and_without_the_penalty():
     records = toy_records(toy_record(RISONET, final={"cifar10_test": {"top1": 40.0}}), toy_record(ISONET))
-    losses, measure = curves(CIFAR10, records, "small").axes
+    losses, measure = curves(CIFAR10, records, "cpu").axes
     assert [line.get_label() for line in losses.lines] == ["R-ISONet, gamma 1e-4", "ISONet, gamma 1e-4"]
     # iterations 100, 200 and 391 of 128 of 50,000 images
     np.testing.assert_allclose(losses.lines[0].get_xdata(), [0.256, 0.512, 1.00096])
@@ -24,13 +24,13 @@ def test_curves_are_by_epoch_and_without_the_penalty():
     assert [(bar.get_width(), bar.get_facecolor()) for bar in measure.patches] == [
         (40.0, to_rgba(losses.lines[0].get_color()))
     ]
-    assert curves(CIFAR10, toy_records(), "small") is None
+    assert curves(CIFAR10, toy_records(), "cpu") is None
 
 
 def test_several_evaluations_are_lines_by_epoch():
     points = [{"iteration": i, "metrics": {"top1": v}} for i, v in ((390, 40.0), (781, 50.0))]
     record = toy_record(RISONET, evaluations={"cifar10_test": points})
-    _, measure = curves(CIFAR10, toy_records(record), "small").axes
+    _, measure = curves(CIFAR10, toy_records(record), "cpu").axes
     np.testing.assert_allclose(measure.lines[0].get_xydata(), [[1.00096, 40.0], [2.00192, 50.0]])
 
 
@@ -44,7 +44,7 @@ def test_epochs_depend_on_the_training_set():
 def test_what_diverged_does_not_hide_the_others():
     wild = [{"iteration": i, "loss_cls": 900.0, "total_loss": 900.0} for i in (9, 19)]
     records = toy_records(toy_record(RISONET), toy_record(ISONET, diverged=25, curve=wild))
-    losses, _ = curves(CIFAR10, records, "small").axes
+    losses, _ = curves(CIFAR10, records, "cpu").axes
     assert losses.get_ylim() == pytest.approx((0.95 * 1.5, 1.05 * 2.25))
     assert [line.get_label() for line in losses.lines][1] == "ISONet, gamma 1e-4: diverged"
 
@@ -54,7 +54,7 @@ def test_batches_side_by_side_with_the_spread_of_their_seeds():
 
     def run(net, batch, seed, ap, **more):
         final = {} if ap is None else {"shapes_test": {"AP": ap}}
-        return toy_record(f"signal-scenes-{net}-batch{batch}", "medium", seed, final, batch=batch, **more)
+        return toy_record(f"signal-scenes-{net}-batch{batch}", "cpu", seed, final, batch=batch, **more)
 
     records = toy_records(
         *(run("risonet", 1, seed, ap) for seed, ap in ((1, 30.0), (2, 34.0))),
@@ -63,7 +63,7 @@ def test_batches_side_by_side_with_the_spread_of_their_seeds():
         run("bn", 8, 1, None, diverged=25),
         run("bn", 8, 2, None),  # has no such measure: left out
     )
-    axes = figures.by_batch(scenes, records, "medium").axes[0]
+    axes = figures.by_batch(scenes, records, "cpu").axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "R-ISONet-18 FPN",
         "ResNet-18 FPN, batch norm",
@@ -73,12 +73,12 @@ def test_batches_side_by_side_with_the_spread_of_their_seeds():
     assert means == [[32.0, 40.0], [0.0, 0.0]]
     ends = axes.containers[0][2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose(ends, [32 - 8**0.5, 32 + 8**0.5])
-    assert figures.by_batch(scenes, toy_records(), "medium") is None
+    assert figures.by_batch(scenes, toy_records(), "cpu") is None
 
 
 def test_pictures_are_files_that_are_not_blank(tmp_path):
     drawn, notes = write_figures(tmp_path, toy_records(toy_record(RISONET)))
-    assert [path.name for path in drawn] == ["reproduction_cifar10_small.png"] and notes == []
+    assert [path.name for path in drawn] == ["reproduction_cifar10_cpu.png"] and notes == []
     pixels = np.asarray(Image.open(drawn[0]).convert("L"))
     assert (pixels < 128).mean() > 0.001 and (pixels > 240).mean() > 0.5
 
@@ -86,7 +86,7 @@ def test_pictures_are_files_that_are_not_blank(tmp_path):
 def test_without_checkpoints_an_old_picture_stays(tmp_path, monkeypatch):
     folder = tmp_path / "docs" / "figures"
     folder.mkdir(parents=True)
-    old = folder / "reproduction_samples_mri-patient_small.png"
+    old = folder / "reproduction_samples_mri-patient_cpu.png"
     old.write_bytes(b"old")
     record = toy_record("mri-patient-isounet", table="mri-patient", dataset="lgg_train")
     _, notes = write_figures(tmp_path, toy_records(record))

@@ -82,7 +82,7 @@ def test_a_record_says_what_ran_and_what_came_out(run):
     assert record["hardware"]["threads"] == [1]
     assert record["configuration"]["SOLVER.MAX_ITER"] == "4" and run.outdated() == ""
     assert str(run.root) not in run.record_file.read_text()
-    assert read_records(run.root, "small") == {"a": [record]} and read_records(run.root, "full") == {}
+    assert read_records(run.root, "cpu") == {"a": [record]} and read_records(run.root, "full") == {}
 
 
 def test_a_diverged_run_has_no_results(run):
@@ -123,11 +123,11 @@ def test_lines_of_one_iteration_are_one():
 
 
 def test_a_damaged_record_is_named_and_left_out(tmp_path, log):
-    folder = tmp_path / "results" / "reproduction" / "small"
+    folder = tmp_path / "results" / "reproduction" / "cpu"
     folder.mkdir(parents=True)
     for name, text in (("a", "{"), ("b", "[]"), ("c", json.dumps(toy_record("c")))):
         (folder / f"{name}-seed1.json").write_text(text)
-    assert list(read_records(tmp_path, "small")) == ["c"]
+    assert list(read_records(tmp_path, "cpu")) == ["c"]
     assert "a-seed1.json is damaged" in log.text and "b-seed1.json is damaged" in log.text
 
 

@@ -34,13 +34,13 @@ def test_our_figures_stand_beside_those_of_the_report():
     assert found["R-ISONet, gamma 1e-4"] == {
         "test top-1 (%): report": "93.86",
         "test top-1 (%): full": "93.0",
-        "test top-1 (%): small": "49.3",
+        "test top-1 (%): cpu": "49.3",
         "training top-1 (%): report": "97.308",
         "training top-1 (%): full": "100.0",
-        "training top-1 (%): small": "50.3",
+        "training top-1 (%): cpu": "50.3",
     }
     isonet = found["ISONet, gamma 1e-4"]
-    assert isonet["test top-1 (%): small"] == "diverged at iteration 17"
+    assert isonet["test top-1 (%): cpu"] == "diverged at iteration 17"
     assert isonet["test top-1 (%): full"] == "-" and isonet["test top-1 (%): report"] == "90.32"
 
 
@@ -49,12 +49,12 @@ def test_several_seeds_give_mean_and_spread():
         *(toy_record(RISONET, seed=s, final=accuracy(v)) for s, v in ((1, 50), (2, 52), (3, 57)))
     )
     # mean 53; sd = sqrt((9 + 1 + 16) / 2) = 3.61
-    assert rows(CIFAR10, records)["R-ISONet, gamma 1e-4"]["test top-1 (%): small"] == "53.0 ± 3.6 (n=3)"
+    assert rows(CIFAR10, records)["R-ISONet, gamma 1e-4"]["test top-1 (%): cpu"] == "53.0 ± 3.6 (n=3)"
 
 
 def test_only_what_was_measured_is_shown_and_how(tmp_path):
     text = "\n".join(table_lines(CIFAR10, toy_records(toy_record(RISONET, final=accuracy(50.0)))))
-    assert "- Small: depth 20, 2 epochs." in text and "- Protocol: The report names neither depth" in text
+    assert "- cpu: depth 20, 2 epochs." in text and "- Protocol: The report names neither depth" in text
     assert "full" not in text and "| ResNet, batch norm" not in text
     assert "| ISONet, gamma 1e-4" in text  # what the report has stays beside it
     assert table_lines(CIFAR10, toy_records()) == []
@@ -66,8 +66,8 @@ def test_setups_that_differ_say_whose_they_are():
         toy_record(RISONET), toy_record(ISONET, setup="depth 56", starts_from="backbone.pth")
     )
     assert table_lines(CIFAR10, records)[-3:-1] == [
-        "- Small (R-ISONet, gamma 1e-4): depth 20, 2 epochs.",
-        "- Small (ISONet, gamma 1e-4): depth 56, from backbone.pth.",
+        "- cpu (R-ISONet, gamma 1e-4): depth 20, 2 epochs.",
+        "- cpu (ISONet, gamma 1e-4): depth 56, from backbone.pth.",
     ]
 
 
@@ -86,15 +86,16 @@ def test_at_full_scale_the_ablation_is_compared_with_the_experiment_of_the_repor
 def test_where_the_runs_were_made_is_said(tmp_path):
     text = results_text(tmp_path, toy_records(toy_record(RISONET), toy_record(ISONET)))
     assert (
-        "- *small*: 2 runs, 1.0 hours in all, 2026-01-02; a CPU, 2 cores, 1 thread a run, no GPU; "
+        "- *cpu*: 2 runs, 1.0 hours in all, 2026-01-02; a CPU, 2 cores, 1 thread a run, no GPU; "
         "commit abc1234; python 3.11.7, torch 2.14.1." in text
     )
     assert "*full*: 0 runs" not in text
 
 
 def test_only_the_parts_between_the_marks_are_written(tmp_path):
-    records = [toy_record(RISONET, final=accuracy(12.3)), toy_record(ISONET, final=accuracy(23.4))]
-    folder = tmp_path / "results" / "reproduction" / "small"
+    names = ["cifar10-risonet-scaled", "cifar10-resnet-bn"]  # of a claim that the README has
+    records = [toy_record(name, final=accuracy(12.3)) for name in names]
+    folder = tmp_path / "results" / "reproduction" / "cpu"
     folder.mkdir(parents=True)
     results, front = tmp_path / "results" / "README.md", tmp_path / "README.md"
     front.write_text("no marks")
@@ -126,7 +127,7 @@ def test_marks_that_do_not_fit_are_refused(text):
 def test_pictures_are_shown_where_they_are(tmp_path):
     folder = tmp_path / "docs" / "figures"
     folder.mkdir(parents=True)
-    (folder / "reproduction_mri-patient_small.png").touch()
+    (folder / "reproduction_mri-patient_cpu.png").touch()
     text = results_text(tmp_path, toy_records(toy_record("mri-patient-isounet"), toy_record(RISONET)))
-    assert text.count("(../docs/figures/reproduction_mri-patient_small.png)") == 1
+    assert text.count("(../docs/figures/reproduction_mri-patient_cpu.png)") == 1
     assert "reproduction_cifar10" not in text

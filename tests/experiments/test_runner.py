@@ -59,7 +59,7 @@ def test_runs_keep_their_order_and_a_failure_stops_no_other(root):
     assert runner.records == [("a", None), ("c", None)]
     assert list(runner.failed) == ["b seed 1"]
     assert runner.failed["b seed 1"].startswith(
-        "ValueError: no such thing (all of it: output/reproduce/small/b/"
+        "ValueError: no such thing (all of it: output/reproduce/cpu/b/"
     )
     assert iterations(runs[2]) == list(range(10))
 
@@ -72,8 +72,8 @@ def test_what_has_a_record_is_skipped_unless_forced(root):
     forced = carry_out([run], force=True)
     assert forced.records == [("a", None)]
     assert iterations(run) == list(range(10))  # from the beginning, not after the old ones
-    assert (root / "output/reproduce/small/a/seed1.before1/metrics.json").is_file()
-    assert (root / "output/reproduce/small/a/seed1.before1/record.json").is_file()
+    assert (root / "output/reproduce/cpu/a/seed1.before1/metrics.json").is_file()
+    assert (root / "output/reproduce/cpu/a/seed1.before1/record.json").is_file()
 
 
 def test_a_budget_stops_and_the_next_call_goes_on(root):
@@ -115,14 +115,14 @@ def test_a_record_of_something_else_is_no_result(root, content, why):
     runner = carry_out([run])
     assert f"a-seed1.json {why}: it is run again" in runner.said
     assert runner.records == [("a", None)]
-    assert (root / "output/reproduce/small/a/seed1.before1/record.json").read_text() == content
+    assert (root / "output/reproduce/cpu/a/seed1.before1/record.json").read_text() == content
 
 
 def test_two_do_not_train_in_one_folder(root):
     run = toy_run(root, "a")
     training = Training(run, 1)
     runner = carry_out([run, toy_run(root, "b")])
-    assert runner.failed == {"a seed 1": "another process works in output/reproduce/small/a/seed1"}
+    assert runner.failed == {"a seed 1": "another process works in output/reproduce/cpu/a/seed1"}
     assert runner.records == [("b", None)]
     assert training() == ""
     assert carry_out([run]).records == [("a", None)]
@@ -180,9 +180,9 @@ def test_an_experiment_waits_for_the_one_that_it_starts_from(root, monkeypatch):
     follower = toy_run(root, "follower", starts_from="start", weights=("none.pth",))
     runner = carry_out([follower, start], parallel=2)
     assert runner.records == [("start", None), ("follower", None)]
-    assert written == [root / "output/reproduce/small/start/seed1/backbone.pth"]
+    assert written == [root / "output/reproduce/cpu/start/seed1/backbone.pth"]
     command = follower.commands()[0]
-    assert command[command.index("MODEL.WEIGHTS") + 1] == "output/reproduce/small/start/seed1/backbone.pth"
+    assert command[command.index("MODEL.WEIGHTS") + 1] == "output/reproduce/cpu/start/seed1/backbone.pth"
 
 
 def test_an_experiment_whose_start_failed_is_skipped(root):

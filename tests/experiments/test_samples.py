@@ -22,8 +22,8 @@ def test_pictures_need_checkpoints_of_trainings_that_did_not_diverge(tmp_path):
         *(toy_record(name, diverged=number) for name, number in zip(names, (3, None), strict=True))
     )
     with pytest.raises(
-        FileNotFoundError, match=r"small/coco-scratch-resnet-fpn-bn/seed1/model_final.pth is not"
+        FileNotFoundError, match=r"cpu/coco-scratch-resnet-fpn-bn/seed1/model_final.pth is not"
     ):
-        draw_coco(tmp_path, COCO, "small", records)
+        draw_coco(tmp_path, COCO, "cpu", records)
     with pytest.raises(FileNotFoundError, match="all of these trainings diverged"):
-        draw_coco(tmp_path, COCO, "small", toy_records(*(toy_record(name, diverged=3) for name in names)))
+        draw_coco(tmp_path, COCO, "cpu", toy_records(*(toy_record(name, diverged=3) for name in names)))

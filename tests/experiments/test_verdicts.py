@@ -1,12 +1,13 @@
 import math
+import statistics
 
 import pytest
 from toy_records import toy_record, toy_records
 
 from experiments.experiment import BY_NAME, TABLES, Metric
-from experiments.verdicts import Claim, interval, judge, read_claims, verdict_table
+from experiments.verdicts import Claim, interval, judge, pooled_interval, read_claims, verdict_table
 
-ONE, OTHER = "cifar10-isonet-gamma1e-4", "cifar10-resnet-bn"
+ONE, OTHER, FRONT = "cifar10-isonet-gamma1e-4", "cifar10-resnet-bn", "cifar10-risonet-scaled"
 
 
 def claim(margin=0.0, lower=False, learned=20.0):
@@ -14,7 +15,7 @@ def claim(margin=0.0, lower=False, learned=20.0):
     return Claim("it is better", [ONE, OTHER], metric, learned, margin=margin)
 
 
-def seeds(name, values, scale="small"):
+def seeds(name, values, scale="cpu"):
     return [
         toy_record(name, scale, seed, diverged=9) if value is None
         else toy_record(name, scale, seed, {"cifar10_test": {"top1": value}})
@@ -48,7 +49,7 @@ def test_where_lower_is_better_the_sides_change():
 
 def test_what_cannot_be_judged_is_undecided():
     assert verdict(claim(), [], [50.0]) == "undecided (not measured)"
-    assert verdict(claim(), [60.0], [50.0, 51.0]) == "undecided (one seed)"
+    assert verdict(claim(), [60.0], [50.0]) == "undecided (one seed)"
     assert verdict(claim(), [11.0, 12.0], [13.0, 14.0]) == "undecided (neither has learned yet)"
 
 
@@ -58,10 +59,10 @@ def test_what_diverged_has_learned_nothing():
 
 
 def test_the_largest_scale_counts():
-    small = [*seeds(ONE, [60.0, 61.0]), *seeds(OTHER, [50.0, 51.0])]
-    medium = [*seeds(ONE, [50.0, 51.0], "medium"), *seeds(OTHER, [60.0, 61.0], "medium")]
-    assert judge(claim(), toy_records(*small, *medium)).scale == "medium"
-    assert judge(claim(), toy_records(*small, *medium[:2])).scale == "small"
+    cpu = [*seeds(ONE, [60.0, 61.0]), *seeds(OTHER, [50.0, 51.0])]
+    full = [*seeds(ONE, [50.0, 51.0], "full"), *seeds(OTHER, [60.0, 61.0], "full")]
+    assert judge(claim(), toy_records(*cpu, *full)).scale == "full"
+    assert judge(claim(), toy_records(*cpu, *full[:2])).scale == "cpu"
 
 
 def test_the_interval_is_welchs():
@@ -74,21 +75,66 @@ def test_the_interval_is_welchs():
 def test_every_claim_compares_what_is_measured():
     metrics = {table.name: {(m.dataset, m.name) for m in table.metrics} for table in TABLES}
     for one in read_claims():
-        assert len(one.experiments) == 2
+        assert len(one.experiments) == (2 if one.against is None else 1)
         for name in one.experiments:
             assert (one.metric.dataset, one.metric.name) in metrics[BY_NAME[name].table]
         assert "on par" in one.claim if one.margin else "on par" not in one.claim
 
 
 def test_the_table_of_verdicts():
-    records = toy_records(*seeds(ONE, [61.0, 63.0]), *seeds(OTHER, [51.0]))
+    records = toy_records(*seeds(ONE, [61.0, 63.0]), *seeds(OTHER, [51.0]), *seeds(FRONT, [62.0]))
     long, short = verdict_table(records).splitlines(), verdict_table(records, short=True).splitlines()
-    assert [cell.strip() for cell in long[2].split("|")[2:-1]] == [
+    # the variance of one experiment with two seeds, 2, is that of all: +-12.706 sqrt(2 / 2 + 2 / 1)
+    assert [cell.strip() for cell in long[3].split("|")[2:-1]] == [
         "top-1 90.32 %, no ResNet beside it",
         "top-1 62.0 ± 1.4 against 51.0 %",
-        "small",
-        "2, 1",
-        "undecided (one seed)",
+        "cpu",
+        "2, 1 pooled seeds",
+        "-11.0 to +33.0",
+        "undecided (within the spread)",
     ]
-    assert len(long) == 2 + len(read_claims()) and "undecided (not measured)" in long[3]
-    assert len(short) == 3 and "| top-1 62.0 ± 1.4 against 51.0 % (small) |" in short[2]
+    assert len(long) == 2 + len(read_claims()) and "undecided (not measured)" in long[2]
+    assert len(short) == 3 and "| top-1 62.0 against 51.0 % (cpu) |" in " ".join(short[2].split())
+
+
+def test_the_pooled_variance_stands_in_for_seeds_that_there_are_not():
+    # variances 1 (two degrees of freedom) and 4 (one): pooled 2; t of three degrees of freedom is 3.18245
+    half = 3.18245 * (2 / 1 + 2 / 3) ** 0.5
+    found = pooled_interval([7.0], [1.0, 2.0, 3.0], [[1.0, 2.0, 3.0], [0.0, 8**0.5]])
+    assert found == pytest.approx((5 - half, 5 + half), abs=1e-4)
+    assert pooled_interval([7.0], [5.0], []) is None
+
+
+def fold(name, number, dice, **more):
+    dataset = f"lgg_fold{number}of5_val"
+    final = {dataset: {"volume_dice_mean": statistics.mean(dice.values())}}
+    return toy_record(name, seed=number + 1, final=final, patients={dataset: dice}, **more)
+
+
+def out_of_fold(against=None, **more):
+    metric = Metric(dataset="lgg_fold{fold}of5_val", name="volume_dice_mean")
+    names = ["mri-folds-isounet"] if against else ["mri-folds-isounet", "mri-folds-unet-bn"]
+    return Claim("it is better", names, metric, 20.0, against=against, **more)
+
+
+def test_patients_are_compared_one_by_one():
+    one = [fold("mri-folds-isounet", 0, {"a": 92.0, "b": 34.0}), fold("mri-folds-isounet", 1, {"c": 66.0})]
+    other = [fold("mri-folds-unet-bn", 0, {"a": 90.0, "b": 30.0}), fold("mri-folds-unet-bn", 1, {"c": 60.0})]
+    found = judge(out_of_fold(), toy_records(*one, *other))
+    # differences 2, 4, 6: mean 4, standard error 2 / sqrt(3), t of two degrees of freedom 4.30265
+    half = 4.30265 * 2 / 3**0.5
+    assert found.interval == pytest.approx((4 - half, 4 + half), rel=1e-5)
+    assert (found.n, found.basis, found.verdict) == ("3", "patients", "undecided")
+    # a patient that only one of them has is left out; a fold that diverged makes it a matter of seeds
+    assert judge(out_of_fold(), toy_records(*one, other[0])).n == "2"
+    other[1] = fold("mri-folds-unet-bn", 1, {"c": 60.0}, diverged=3)
+    found = judge(out_of_fold(), toy_records(*one, *other))
+    assert found.basis == "seeds" and found.values[1] == (60.0, 0.0)
+
+
+def test_a_claim_can_be_about_a_published_figure():
+    folds = [fold("mri-folds-isounet", 0, {"a": 84.0, "b": 86.0, "c": 88.0})]
+    found = judge(out_of_fold(against=80.0), toy_records(*folds))
+    half = 4.30265 * 2 / 3**0.5
+    assert found.interval == pytest.approx((6 - half, 6 + half), rel=1e-5) and found.verdict == "holds"
+    assert judge(out_of_fold(against=92.0), toy_records(*folds)).verdict == "does not hold"

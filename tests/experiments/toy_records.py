@@ -1,7 +1,7 @@
 """Records as runs would have written them."""
 
 
-def toy_record(experiment, scale="small", seed=1, final=None, diverged=None, table="cifar10", **more):
+def toy_record(experiment, scale="cpu", seed=1, final=None, diverged=None, table="cifar10", **more):
     """A record with a curve of three points; `final` is data set -> metrics."""
     curve = [
         {"iteration": i, "loss_cls": loss, "loss_ortho": 5.0, "total_loss": loss + 5, "lr": 0.1}
@@ -41,7 +41,7 @@ def toy_record(experiment, scale="small", seed=1, final=None, diverged=None, tab
 
 def toy_records(*records):
     """scale -> experiment -> records, as the report takes them."""
-    found = {"full": {}, "medium": {}, "small": {}}
+    found = {"full": {}, "cpu": {}}
     for record in records:
         found[record["scale"]].setdefault(record["experiment"], []).append(record)
     return found

@@ -64,5 +64,5 @@ def toy_run(root, name, do="train", setting=None, data=(), evaluate="", table="t
     """A run that does `do`, on the data sets `data`."""
     options = ("MODEL.META_ARCHITECTURE", do, "DATASETS.TRAIN", str(tuple(data)))
     setting = setting or Setting("configs/toy.yaml", options, "a toy", evaluate)
-    experiment = Experiment(name, "cifar", table, name, {"small": setting}, **more)
-    return Run(experiment, "small", 1, root)
+    experiment = Experiment(name, "cifar", table, name, {"cpu": setting}, **more)
+    return Run(experiment, "cpu", 1, root)

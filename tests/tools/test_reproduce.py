@@ -14,10 +14,10 @@ def no_data(monkeypatch, tmp_path):
 def test_list_says_how_far_each_experiment_is(tool, no_data, capsys):
     assert tool.main(["mri", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 5 + 4 * 5 + 4
     assert any(line.startswith("mri-patient-isounet seed 1") for line in lines)
-    left_out = next(line for line in lines if line.startswith("mri-image-unet-bn seed 1"))
-    assert "left out, for time" in left_out or "done" in left_out
+    left_out = next(line for line in lines if line.startswith("mri-patient-unet-bn seed 1"))
+    assert "the folds measure more patients" in left_out
 
 
 def test_dry_run_prints_commands_as_one_types_them(tool, no_data, capsys):
@@ -26,8 +26,8 @@ def test_dry_run_prints_commands_as_one_types_them(tool, no_data, capsys):
     assert first.startswith(
         "python tools/train_net.py --resume --config-file experiments/configs/cifar_resnet20.yaml"
     )
-    assert " OUTPUT_DIR output/reproduce/small/cifar10-resnet-bn/seed3 SEED 3 " in first
-    assert first.endswith(' SOLVER.STEPS "(521,)"')
+    assert " OUTPUT_DIR output/reproduce/cpu/cifar10-resnet-bn/seed3 SEED 3 " in first
+    assert first.endswith(" SOLVER.BASE_LR 0.2 ISO.ANALYSIS.PERIOD 391")
     assert "--eval-only" in second and second.endswith(""" DATASETS.TEST "('cifar10_train',)\"""")
 
 
@@ -36,9 +36,24 @@ def test_seeds_come_one_after_the_other(tool):
     assert [run.name for run in tool.choose(args)] == [
         "mri-image-unet-bn seed 1",
         "mri-patient-unet-bn seed 1",
+        "mri-folds-unet-bn seed 1",
         "mri-image-unet-bn seed 2",
         "mri-patient-unet-bn seed 2",
+        "mri-folds-unet-bn seed 2",
+        *(f"mri-folds-unet-bn seed {seed}" for seed in (3, 4, 5)),
     ]
+
+
+def test_a_fold_can_be_chosen(tool):
+    args = tool.parse_args(["mri", "--seeds", "7", "3", "--experiments", "mri-*-unet-bn"])
+    assert [run.name for run in tool.choose(args)] == [
+        "mri-image-unet-bn seed 7",
+        "mri-patient-unet-bn seed 7",
+        "mri-image-unet-bn seed 3",
+        "mri-patient-unet-bn seed 3",
+        "mri-folds-unet-bn seed 3",
+    ]
+    assert [run.config.DATASETS.TEST for run in tool.choose(args)[4:]] == [("lgg_fold2of5_val",)]
 
 
 def test_one_number_of_seeds_is_how_many_several_are_which(tool):
@@ -49,7 +64,7 @@ def test_one_number_of_seeds_is_how_many_several_are_which(tool):
 
 
 def test_in_small_two_run_side_by_side(tool):
-    assert tool.parse_args(["all", "--scale", "small"]).jobs == 2
+    assert tool.parse_args(["all", "--scale", "cpu"]).jobs == 2
     assert tool.parse_args(["all", "--scale", "full"]).jobs == 1
     assert tool.parse_args(["all", "--scale", "full", "--jobs", "3"]).jobs == 3
 
