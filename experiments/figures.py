@@ -43,7 +43,7 @@ def write_figures(root, records):
             figure = (by_batch if table.by_batch else curves)(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
-            if table.name == ISOMETRY_TABLE and (layers := isometry(table, records, scale)):
+            if table.name == ISOMETRY_TABLE and (layers := isometry_curves(table, records, scale)):
                 drawn.append(save(layers, folder / ISOMETRY_FILE.format(scale)))
             if not figure or not table.samples:
                 continue
@@ -120,7 +120,7 @@ def by_batch(table, records, scale):
     return figure
 
 
-def isometry(table, records, scale):
+def isometry_curves(table, records, scale):
     """The layers' singular values, clipped values and thresholds by epoch: a line for each experiment.
 
     Its points are means over the seeds; trainings that diverged are left out. Arguments and result as of

@@ -1,8 +1,15 @@
 import math
 
+import numpy as np
 import pytest
+from toy_records import toy_record
 
+from experiments.experiment import SCALES, TABLES
+from experiments.figures import isometry_curves, write_figures
 from experiments.isometry import isometry_of
+from experiments.report import pictures
+
+CIFAR10 = next(table for table in TABLES if table.name == "cifar10")
 
 
 def values(**layers):
@@ -70,3 +77,45 @@ def test_a_layer_that_is_not_finite_is_not_hidden():
     layer = {"min": math.nan, "max": math.nan, "error": math.nan}
     (entry,) = isometry_of([{"iteration": 0} | values(a=layer, b={"min": 1.0, "max": 1.0, "error": 0.0})])
     assert all(math.isnan(entry[name]) for name in ("sigma_max_median", "sigma_max", "error_median"))
+
+
+def run(experiment, points, **more):
+    """A record whose values at iterations 390 and 781, after one and two epochs, are those of `points`."""
+    entries = [{"iteration": i, **point} for i, point in zip((390, 781), points, strict=False)]
+    return toy_record(experiment, "cpu", isometry=entries, **more)
+
+
+def test_a_line_of_each_experiment_is_the_mean_of_its_seeds():
+    risonet, resnet = "cifar10-risonet-gamma1e-4", "cifar10-resnet-bn"
+    first = [{"sigma_max_median": 1.0, "held_mean": 0.25}, {"sigma_max_median": 2.0, "held_mean": 0.5}]
+    second = [{"sigma_max_median": 3.0, "held_mean": 0.75}, {"sigma_max_median": 6.0, "held_mean": 1.0}]
+    records = {
+        risonet: [
+            run(risonet, first),
+            run(risonet, second),
+            run(risonet, [{"sigma_max_median": 9.0}], diverged=400),
+        ],
+        resnet: [run(resnet, [{"sigma_max_median": 8.0}]), toy_record(resnet, "cpu")],
+        "cifar10-resnet-gn": [toy_record("cifar10-resnet-gn", "cpu")],  # from before there was an analysis
+    }
+    figure = isometry_curves(CIFAR10, {"cpu": records}, "cpu")
+    largest, error, held, threshold = figure.axes
+    assert [line.get_label() for line in largest.lines] == ["R-ISONet, gamma 1e-4", "ResNet, batch norm"]
+    np.testing.assert_allclose(largest.lines[0].get_xydata(), [[1.00096, 2.0], [2.00192, 4.0]])
+    np.testing.assert_allclose(largest.lines[1].get_xydata(), [[1.00096, 8.0]])
+    np.testing.assert_allclose([line.get_ydata() for line in held.lines], [[50.0, 75.0]])
+    assert not error.lines and not threshold.lines
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        line.get_label() for line in largest.lines
+    ]
+    assert isometry_curves(CIFAR10, {"cpu": {resnet: [toy_record(resnet, "cpu")]}}, "cpu") is None
+
+
+def test_the_report_shows_it_below_the_table(tmp_path):
+    record = run("cifar10-resnet-bn", [{"sigma_max_median": 8.0}])
+    records = {scale: {"cifar10-resnet-bn": [record]} if scale == "cpu" else {} for scale in SCALES}
+    drawn, _ = write_figures(tmp_path, records)
+    assert [path.name for path in drawn] == ["reproduction_cifar10_cpu.png", "isometry_training_cpu.png"]
+    shown = [line.split("/")[-1].rstrip(")") for line in pictures(tmp_path, CIFAR10)]
+    assert shown == ["reproduction_cifar10_cpu.png", "isometry_training_cpu.png"]
+    assert not pictures(tmp_path, next(table for table in TABLES if table.name == "cifar100"))
