@@ -17,7 +17,7 @@ WHERE_FIGURES = "docs/figures"
 ISOMETRY_TABLE, ISOMETRY_FILE = "cifar10", "isometry_training_{}.png"
 PANELS = {
     "Largest singular value (median of the layers)": ("sigma_max_median", 1),
-    "Largest |singular value − 1| (median of the layers)": ("error_median", 1),
+    "Singular values from 0.5 to 1.5, in % (mean of the layers)": ("near_mean", 100),
     "Values that SReLUs clip, in % (mean of the layers)": ("held_mean", 100),
     "Thresholds of the SReLUs (mean of the layers)": ("threshold_mean", 1),
 }

@@ -52,6 +52,13 @@ def test_grouped_convolution_by_hand():
     assert found["isometry_error"] == pytest.approx(5)
 
 
+def test_share_of_singular_values_near_one():
+    conv = nn.Conv2d(5, 5, 1)
+    with torch.no_grad():
+        conv.weight[:, :, 0, 0] = torch.diag(torch.tensor([0.49, 0.51, 1.0, 1.49, 1.51]))
+    assert measure_convolution(conv)["near_one"] == pytest.approx(3 / 5)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_stops_no_training(bad):
     conv = nn.Conv2d(4, 4, 3)

@@ -24,11 +24,12 @@ def values(**layers):
 def test_layers_of_an_isonet_in_a_few_numbers():
     first = {"iteration": 391, "total_loss": 2.0, "ortho/total": 5.0, "ortho/backbone.stem.conv": 5.0}
     first |= values(
-        stem__conv={"min": 0.9, "max": 1.0, "error": 0.1, "mean_square": 7.0},
+        stem__conv={"min": 0.0, "max": 30.0, "error": 29.0, "near": 0.0, "mean_square": 7.0},
         stem__srelu={"min": -1.5, "mean": -1.0, "max": -0.5, "held": 0.25, "mean_square": 7.0},
         stem={"signal": 1.0, "gradient": 0.5},
-        res2__0__branch__conv1={"min": 0.2, "max": 1.25, "error": 0.8, "mean_square": 7.0},
-        res2__0__branch__conv2={"min": 0.70004, "max": 2.0, "error": 1.0, "mean_square": 7.0},
+        res2__0__shortcut={"min": 0.9, "max": 1.0, "error": 0.1, "near": 1.0, "mean_square": 7.0},
+        res2__0__branch__conv1={"min": 0.2, "max": 1.25, "error": 0.8, "near": 0.75, "mean_square": 7.0},
+        res2__0__branch__conv2={"min": 0.70004, "max": 2.0, "error": 1.0, "near": 0.5, "mean_square": 7.0},
         res2__0__branch__srelu1={"min": -1.25, "mean": -1.0, "max": 0.5, "held": 0.0, "mean_square": 7.0},
         res2__0__srelu={"min": -1.0, "mean": -0.7, "max": -0.6, "held": 0.05, "mean_square": 7.0},
         res2__0__scale={"": -0.1},
@@ -39,11 +40,12 @@ def test_layers_of_an_isonet_in_a_few_numbers():
     assert isometry_of([{"iteration": 390, "total_loss": 2.0, "ortho/total": 5.0}, first]) == [
         {
             "iteration": 391,
-            # of 1, 1.25, 2 and of 0.9, 0.2, 0.70004 and of 0.1, 0.8, 1
+            # without the stem of 1, 1.25, 2 and of 0.9, 0.2, 0.70004 and of 0.1, 0.8, 1
             "sigma_max_median": 1.25,
             "sigma_max": 2.0,
             "sigma_min_median": 0.7,
             "error_median": 0.8,
+            "near_mean": 0.75,
             # (0.25 + 0 + 0.05) / 3 and (-1 - 1 - 0.7) / 3
             "held_mean": 0.1,
             "threshold_mean": -0.9,
@@ -57,7 +59,7 @@ def test_layers_of_an_isonet_in_a_few_numbers():
 
 def test_a_network_without_srelu_and_stem_has_fewer_of_them():
     line = {"iteration": 0} | values(
-        res3={"gradient": 1.0}, res2={"gradient": 4.0}, a={"min": 0.0, "max": 3.0, "error": 2.0}
+        res3={"gradient": 1.0}, res2={"gradient": 4.0}, a={"min": 0.0, "max": 3.0, "error": 2.0, "near": 0.1}
     )
     assert isometry_of([line, {"iteration": 1, "total_loss": 1.0}]) == [
         {
@@ -66,6 +68,7 @@ def test_a_network_without_srelu_and_stem_has_fewer_of_them():
             "sigma_max": 3.0,
             "sigma_min_median": 0.0,
             "error_median": 2.0,
+            "near_mean": 0.1,
             "gradient_first": 4.0,
         }
     ]
@@ -74,8 +77,9 @@ def test_a_network_without_srelu_and_stem_has_fewer_of_them():
 
 @pytest.mark.filterwarnings("error")
 def test_a_layer_that_is_not_finite_is_not_hidden():
-    layer = {"min": math.nan, "max": math.nan, "error": math.nan}
-    (entry,) = isometry_of([{"iteration": 0} | values(a=layer, b={"min": 1.0, "max": 1.0, "error": 0.0})])
+    bad = {"min": math.nan, "max": math.nan, "error": math.nan, "near": 0.0}
+    good = {"min": 1.0, "max": 1.0, "error": 0.0, "near": 1.0}
+    (entry,) = isometry_of([{"iteration": 0} | values(a=bad, b=good)])
     assert all(math.isnan(entry[name]) for name in ("sigma_max_median", "sigma_max", "error_median"))
 
 
@@ -99,12 +103,12 @@ def test_a_line_of_each_experiment_is_the_mean_of_its_seeds():
         "cifar10-resnet-gn": [toy_record("cifar10-resnet-gn", "cpu")],  # from before there was an analysis
     }
     figure = isometry_curves(CIFAR10, {"cpu": records}, "cpu")
-    largest, error, held, threshold = figure.axes
+    largest, near, held, threshold = figure.axes
     assert [line.get_label() for line in largest.lines] == ["R-ISONet, gamma 1e-4", "ResNet, batch norm"]
     np.testing.assert_allclose(largest.lines[0].get_xydata(), [[1.00096, 2.0], [2.00192, 4.0]])
     np.testing.assert_allclose(largest.lines[1].get_xydata(), [[1.00096, 8.0]])
     np.testing.assert_allclose([line.get_ydata() for line in held.lines], [[50.0, 75.0]])
-    assert not error.lines and not threshold.lines
+    assert not near.lines and not threshold.lines
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         line.get_label() for line in largest.lines
     ]
