@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .experiment import SCALES, TABLES
-from .record import records_of, scores, task_loss
+from .record import patients_of, records_of, scores, task_loss
 from .run import IMAGES
 from .samples import SAMPLES
 
@@ -40,7 +40,8 @@ def write_figures(root, records):
     drawn, notes = [], []
     for scale in SCALES:
         for table in TABLES:
-            figure = (by_batch if table.by_batch else curves)(table, records, scale)
+            kind = by_batch if table.by_batch else by_patient if table.experiments[0].folds else curves
+            figure = kind(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
             if table.name == ISOMETRY_TABLE and (layers := isometry_curves(table, records, scale)):
@@ -151,6 +152,45 @@ def isometry_curves(table, records, scale):
         axes.grid(alpha=0.3)
     handles, labels = panels[next(iter(PANELS))].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def by_patient(table, records, scale):
+    """Volume Dice of every patient out of fold: how many reach how much, and each network by the last one.
+
+    Arguments and result as of :func:`curves`. A point is a patient; below the diagonal the last experiment
+    that was measured is better.
+    """
+    found = {one.label: patients_of(records_of(one, scale, records)) for one in table.experiments}
+    found = {label: dice for label, dice in found.items() if dice}
+    if not found:
+        return None
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(f"{table.title} ({scale} scale)")
+    shares, pairs = figure.subplots(1, 2)
+    for label, dice in found.items():
+        values = sorted(dice.values())
+        share = [100 * (1 - i / len(values)) for i in range(len(values))]
+        mean = statistics.mean(values)
+        shares.step(values, share, where="pre", label=f"{label}: mean {mean:.1f} % of {len(values)} patients")
+    shares.set(
+        xlabel="volume Dice (%)", ylabel="patients with at least that (%)", xlim=(0, 100), ylim=(0, 102)
+    )
+    shares.legend(fontsize="small", loc="lower left")
+    *others, (last, reference) = found.items()
+    for label, dice in others:
+        both = sorted(dice.keys() & reference.keys())
+        points = [[one[name] for name in both] for one in (reference, dice)]
+        pairs.plot(*points, ".", label=label, alpha=0.7)
+    pairs.plot([0, 100], [0, 100], color="gray", linewidth=0.8)
+    pairs.set(
+        xlabel=f"volume Dice (%), {last}", ylabel="volume Dice (%), the others", xlim=(0, 100), ylim=(0, 100)
+    )
+    pairs.set_aspect("equal")
+    if others:
+        pairs.legend(fontsize="small", loc="lower right")
+    for axes in (shares, pairs):
+        axes.grid(alpha=0.3)
     return figure
 
 

@@ -49,6 +49,29 @@ def test_what_diverged_does_not_hide_the_others():
     assert [line.get_label() for line in losses.lines][1] == "ISONet, gamma 1e-4: diverged"
 
 
+def test_patients_out_of_fold():
+    folds = next(table for table in TABLES if table.name == "mri-folds")
+
+    def fold(name, seed, dice):
+        return toy_record(f"mri-folds-{name}", seed=seed, patients={f"lgg_fold{seed - 1}of5_val": dice})
+
+    records = toy_records(
+        fold("isounet-scaled", 1, {"a": 80.0, "b": 60.0}),
+        fold("isounet-scaled", 2, {"c": 40.0}),
+        fold("unet-bn", 1, {"a": 70.0, "b": 50.0}),
+    )
+    shares, pairs = figures.by_patient(folds, records, "cpu").axes
+    assert [line.get_label() for line in shares.lines] == [
+        "ISO-UNet, scaled: mean 60.0 % of 3 patients",
+        "UNet, batch norm: mean 60.0 % of 2 patients",
+    ]
+    # all have 40 or more, two of three 60 or more, one of them 80
+    np.testing.assert_allclose(shares.lines[0].get_xydata(), [[40, 100], [60, 200 / 3], [80, 100 / 3]])
+    # of the patients of both: batch norm's to the right, the other's upwards
+    np.testing.assert_allclose(pairs.lines[0].get_xydata(), [[70, 80], [50, 60]])
+    assert figures.by_patient(folds, toy_records(), "cpu") is None
+
+
 def test_batches_side_by_side_with_the_spread_of_their_seeds():
     scenes = next(table for table in TABLES if table.name == "signal-scenes")
 

@@ -32,6 +32,7 @@ def toy_record(experiment, scale="cpu", seed=1, final=None, diverged=None, table
         "dataset": "cifar10_train",
         "diverged_at": diverged,
         "final": final,
+        "patients": {},
         "evaluations": {name: [{"iteration": 390, "metrics": metrics}] for name, metrics in final.items()},
         "curve": curve,
         "checkpoint_sha256": "0123456789abcdef",

@@ -48,6 +48,16 @@ def test_without_norm_there_are_convolutions_only():
     assert net.res4[1].conv1.weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.05)
 
 
+def test_group_norm_has_pairs_of_channels_in_narrow_layers_and_detectron2s_groups_in_others():
+    def groups(net):
+        return {(m.num_channels, m.num_groups) for m in net.modules() if isinstance(m, nn.GroupNorm)}
+
+    net = build(20, "GN", ["res4"])
+    assert groups(net) == {(16, 8), (32, 16), (64, 32)}
+    assert net(torch.randn(1, 3, 32, 32))["res4"].shape == (1, 64, 8, 8)
+    assert groups(build(18, "GN", ["res5"])) == {(width, 32) for width in (64, 128, 256, 512)}
+
+
 def test_freezing():
     net = build(20, "BN", ["res4"], freeze_at=2)
     frozen = {name.split(".")[0] for name, p in net.named_parameters() if not p.requires_grad}
