@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
 from detectron2.config import CfgNode
 from scipy import stats
 from tabulate import tabulate
@@ -143,6 +144,26 @@ def mean_interval(values):
     mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
     return mean - half, mean + half
+
+
+def paired_interval(one, other, metric):
+    """tuple[float, float]: percentile bootstrap interval of the difference of two detectors' AP or AP50.
+
+    `one` and `other` are records, one a seed; on each draw of the test images, the same for all, their means
+    are compared. It holds for these trained networks on other test images: of other seeds it says nothing.
+    None if a side is empty or a record has no draws, as that of a training that diverged, or not as many.
+    """
+    drawn = [
+        [record.get("resampled", {}).get(metric.dataset, {}).get(metric.name, []) for record in records]
+        for records in (one, other)
+    ]
+    numbers = {len(values) for side in drawn for values in side}
+    if not all(drawn) or len(numbers) > 1 or 0 in numbers:
+        return None
+    difference = np.mean(drawn[0], axis=0) - np.mean(drawn[1], axis=0)
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(difference, [outside, 1 - outside]).tolist()
+    return low, high
 
 
 def verdict_table(records, short=False):
