@@ -174,6 +174,21 @@ def test_patients_are_compared_one_by_one():
     assert found.basis == "seeds" and found.values[1] == (60.0, 0.0)
 
 
+def test_detectors_with_one_seed_are_compared_on_draws_of_the_images():
+    metric = Metric(dataset="coco_pbc_test", name="AP")
+    pair = ["coco-scratch-risonet-fpn", "coco-scratch-resnet-fpn-bn"]
+    records = [
+        toy_record(name, final={"coco_pbc_test": {"AP": ap}}, resampled={"coco_pbc_test": {"AP": draws}})
+        for name, ap, draws in zip(pair, (9.0, 7.0), ([8.0, 9.0, 10.0], [6.0, 7.0, 8.0]), strict=True)
+    ]
+    found = judge(Claim("it is better", pair, metric, 5.0), toy_records(*records))
+    assert (found.verdict, found.basis, found.n, found.interval) == ("holds", "test images", "1", (2.0, 2.0))
+    assert (
+        judge(Claim("it is on par", pair[:1], metric, 5.0, against=1.0), toy_records(*records)).reason
+        == "one seed"
+    )
+
+
 def test_a_claim_can_be_about_a_published_figure():
     folds = [fold("mri-folds-isounet", 0, {"a": 84.0, "b": 86.0, "c": 88.0})]
     found = judge(out_of_fold(against=80.0), toy_records(*folds))
