@@ -33,14 +33,17 @@ def in_setup(argument):
             return ast.literal_eval(node.value)
 
 
+def names(requirements):
+    return {re.match(r"[\w-]+", text).group() for text in requirements}
+
+
 def install_requires():
-    return {re.match(r"[\w-]+", text).group() for text in in_setup("install_requires")}
+    return names(in_setup("install_requires"))
 
 
 def extras():
-    return {
-        re.match(r"[\w-]+", text).group() for part in in_setup("extras_require").values() for text in part
-    }
+    """What is optional alone; an extra can also bound a package that is always needed."""
+    return names(text for part in in_setup("extras_require").values() for text in part) - install_requires()
 
 
 def project_files():
