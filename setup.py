@@ -49,7 +49,7 @@ setup(
     # (iso-d2 predict); for ISO.WRITERS
     extras_require={
         "export": ["onnx", "onnxruntime"],
-        "medical": ["nibabel", "surface-distance"],
+        "medical": ["nibabel", "scipy<2", "surface-distance"],
         "mlflow": ["mlflow"],
         "wandb": ["wandb"],
     },

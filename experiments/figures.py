@@ -12,6 +12,15 @@ from .run import IMAGES
 from .samples import SAMPLES
 
 WHERE_FIGURES = "docs/figures"
+# Of which table's networks the isometry during the training is drawn, as ISOMETRY_FILE; and what is drawn:
+# title -> key of the record's "isometry" and a factor
+ISOMETRY_TABLE, ISOMETRY_FILE = "cifar10", "isometry_training_{}.png"
+PANELS = {
+    "Largest singular value (median of the layers)": ("sigma_max_median", 1),
+    "Singular values from 0.5 to 1.5, in % (mean of the layers)": ("near_mean", 100),
+    "Values that SReLUs clip, in % (mean of the layers)": ("held_mean", 100),
+    "Thresholds of the SReLUs (mean of the layers)": ("threshold_mean", 1),
+}
 # Bytes of a picture at most, and the share of its side by which one that is larger is made smaller
 MAX_BYTES, SHRINK = 300_000, 0.8
 
@@ -35,6 +44,8 @@ def write_figures(root, records):
             figure = kind(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
+            if table.name == ISOMETRY_TABLE and (layers := isometry_curves(table, records, scale)):
+                drawn.append(save(layers, folder / ISOMETRY_FILE.format(scale)))
             if not figure or not table.samples:
                 continue
             try:
@@ -107,6 +118,40 @@ def by_batch(table, records, scale):
     axes.set(xlabel="images a step", ylabel=table.curve.heading, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    return figure
+
+
+def isometry_curves(table, records, scale):
+    """The layers' singular values, clipped values and thresholds by epoch: a line for each experiment.
+
+    Its points are means over the seeds; trainings that diverged are left out. Arguments and result as of
+    :func:`curves`.
+    """
+    found = {}  # label -> title -> epoch -> the seeds' values
+    for experiment in table.experiments:
+        for run in records_of(experiment, scale, records):
+            for point in run.get("isometry", ()) if run["diverged_at"] is None else ():
+                for title, (key, factor) in PANELS.items():
+                    if key in point:
+                        by_epoch = found.setdefault(experiment.label, {}).setdefault(title, {})
+                        by_epoch.setdefault(epochs(run, point), []).append(factor * point[key])
+    if not found:
+        return None
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"{table.title}: isometry during the training ({scale} scale)")
+    panels = dict(zip(PANELS, figure.subplots(2, 2).flat, strict=True))
+    nets = list(dict.fromkeys(label.split(",")[0] for label in found))
+    for number, (label, values) in enumerate(found.items()):
+        style = ("-", "--", ":")[nets.index(label.split(",")[0]) % 3]
+        for title, by_epoch in values.items():
+            means = [statistics.fmean(seeds) for seeds in by_epoch.values()]
+            panels[title].plot(list(by_epoch), means, style, color=f"C{number}", label=label)
+    for title, axes in panels.items():
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[next(iter(PANELS))].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

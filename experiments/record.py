@@ -9,11 +9,15 @@ import os
 import re
 import statistics
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from iso_d2.files import write_atomically
 from iso_d2.provenance import hardware, versions
 
 from .experiment import BY_NAME
+from .isometry import isometry_of
 from .models import parameters_and_flops
+from .resampling import resampled_ap
 from .run import command_text, configuration, read_metrics
 from .training import COMMANDS
 
@@ -45,6 +49,8 @@ def write_record(run, diverged=None):
     evaluations = evaluations_of(lines, list(run.config.DATASETS.TEST))
     final = {name: points[-1]["metrics"] for name, points in evaluations.items()}
     final.update(_evaluated_afterwards(folder, run.setting.evaluate))
+    if diverged is not None:
+        final = {}
     checkpoint = folder / "model_final.pth"
     parameters, flops = parameters_and_flops(run.config)
     record = {
@@ -72,10 +78,12 @@ def write_record(run, diverged=None):
         "batch": run.config.SOLVER.IMS_PER_BATCH,
         "dataset": run.train_set,
         "diverged_at": diverged,
-        "final": {} if diverged is not None else final,
+        "final": final,
         "patients": {} if diverged is not None else _patients(folder, run.config.DATASETS.TEST),
+        "resampled": _resampled(folder, final),
         "evaluations": evaluations,
         "curve": thin(lines),
+        "isometry": isometry_of(lines),
         "checkpoint_sha256": _sha256(checkpoint) if checkpoint.is_file() else None,
         "configuration": configuration(run.config),
     }
@@ -214,6 +222,21 @@ def _patients(folder, test_names):
         name: {entry["patient"]: round(entry["dice"], 3) for entry in content["patients"]}
         for name, content in contents.items()
     }
+
+
+def _resampled(folder, final):
+    """dict[str, dict[str, list[float]]]: data set of boxes -> AP, AP50 -> percent on draws of its images."""
+    found = {}
+    for dataset in [name for name, metrics in final.items() if "AP" in metrics]:
+        try:
+            DatasetCatalog.get(dataset)  # its metadata know the file afterwards
+            results = folder / "inference" / dataset / "coco_instances_results.json"
+            drawn = resampled_ap(MetadataCatalog.get(dataset).json_file, results)
+        except (AttributeError, KeyError, OSError, ValueError) as error:
+            logger.error("%s: no AP on draws of the images of %s: %s", folder, dataset, error)
+            continue
+        found[dataset] = {name: [round(value, 2) for value in values] for name, values in drawn.items()}
+    return found
 
 
 def _gpu_memory(log):

@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+import numpy as np
 from detectron2.config import CfgNode
 from scipy import stats
 from tabulate import tabulate
@@ -14,18 +15,19 @@ from .record import mean_text, patients_of, records_of, scores
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 CONFIDENCE = 0.95
 # What an interval comes from
-SEEDS, POOLED, PATIENTS = "seeds", "pooled seeds", "patients"
+SEEDS, POOLED, PATIENTS, IMAGES = "seeds", "pooled seeds", "patients", "test images"
 RULE = (
     "The rule: a claim is judged at the largest scale at which both networks have been trained, by the "
     f"{100 * CONFIDENCE:.0f} % confidence interval of the difference between the two means. It *holds* if "
     "the whole interval is on its side, and *does not hold* if the whole interval is on the other. The side "
     'of "better", "help" and "reaches" begins at 0, that of "on par" at 1 point worse (Dice loss: 0.01). '
     "Everything else is *undecided*; so is a comparison of networks of which neither has learned anything "
-    "yet. The interval comes from, in this order: *{PATIENTS}*, the differences of all patients that both "
+    f"yet. The interval comes from, in this order: *{PATIENTS}*, the differences of all patients that both "
     f"networks have measured out of fold (paired t); *{SEEDS}*, two or more on both sides (Welch's t); "
     f"*{POOLED}*, if one side has a single seed: the variance between seeds of all experiments of that table "
-    "that have several, pooled, which supposes that the seeds of all of them spread alike. A training that "
-    "diverged counts as one that has learned nothing."
+    f"that have several, pooled, which supposes that the seeds of all of them spread alike; *{IMAGES}*, if "
+    "there are none, of detectors: 200 draws of the test images, the same for both (bootstrap), which says "
+    "nothing of other seeds. A training that diverged counts as one that has learned nothing."
 )
 
 
@@ -108,8 +110,11 @@ def _difference(claim, scale, records, values):
         return interval(*values), SEEDS, counts
     table = next(table for table in TABLES if table.name == BY_NAME[claim.experiments[0]].table)
     groups = [scores(records_of(one, scale, records), claim.metric) for one in table.experiments]
-    found = pooled_interval(*values, [group for group in groups if len(group) > 1])
-    return found and (found, POOLED, counts)
+    if found := pooled_interval(*values, [group for group in groups if len(group) > 1]):
+        return found, POOLED, counts
+    sides = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
+    found = paired_interval(*sides, claim.metric) if claim.against is None else None
+    return found and (found, IMAGES, counts)
 
 
 def interval(one, other):
@@ -143,6 +148,26 @@ def mean_interval(values):
     mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
     return mean - half, mean + half
+
+
+def paired_interval(one, other, metric):
+    """tuple[float, float]: percentile bootstrap interval of the difference of two detectors' AP or AP50.
+
+    `one` and `other` are records, one a seed; on each draw of the test images, the same for all, their means
+    are compared. It holds for these trained networks on other test images: of other seeds it says nothing.
+    None if a side is empty or a record has no draws, as that of a training that diverged, or not as many.
+    """
+    drawn = [
+        [record.get("resampled", {}).get(metric.dataset, {}).get(metric.name, []) for record in records]
+        for records in (one, other)
+    ]
+    numbers = {len(values) for side in drawn for values in side}
+    if not all(drawn) or len(numbers) > 1 or 0 in numbers:
+        return None
+    difference = np.mean(drawn[0], axis=0) - np.mean(drawn[1], axis=0)
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(difference, [outside, 1 - outside]).tolist()
+    return low, high
 
 
 def verdict_table(records, short=False):

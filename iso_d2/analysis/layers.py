@@ -76,7 +76,8 @@ def measure_convolution(conv, grid=0):
 
     Of the side that can be an isometry, as in :func:`iso_d2.isometry.isometry_error`: pixels that a stride
     beyond the kernel size skips do not count. A transposed convolution is measured as the convolution whose
-    adjoint it is. Dilation, coprime to the grid, changes none of it, and is left out.
+    adjoint it is. Dilation, coprime to the grid, changes none of it, and is left out. Of a weight that is not
+    finite, as in a training that diverges, all values are NaN and none is near one.
 
     Args:
         conv (nn.Conv2d or nn.ConvTranspose2d): any groups and stride.
@@ -84,19 +85,24 @@ def measure_convolution(conv, grid=0):
             the stride. A 1x1 kernel always has the smallest.
 
     Returns:
-        dict: ``sigma_min``, ``sigma_median``, ``sigma_max``; ``isometry_error``, max |sigma - 1|; ``grid``,
-        [height, width] in pixels.
+        dict: ``sigma_min``, ``sigma_median``, ``sigma_max``; ``isometry_error``, max |sigma - 1|;
+        ``near_one``, the share, 0 to 1, of singular values from 0.5 to 1.5; ``grid``, [height, width] in
+        pixels.
     """
     size = smallest_grid(conv.kernel_size, conv.stride)
     if max(conv.kernel_size) > 1:
         size = tuple(math.ceil(max(n, grid) / s) * s for n, s in zip(size, conv.stride, strict=True))
-    values = isometric_side(conv.weight, size, conv.stride, conv.groups)
+    try:
+        values = isometric_side(conv.weight, size, conv.stride, conv.groups)
+    except torch.linalg.LinAlgError:
+        values = conv.weight.new_tensor([math.nan])
     low, median, high = values[-1].item(), values.median().item(), values[0].item()
     return {
         "sigma_min": low,
         "sigma_median": median,
         "sigma_max": high,
         "isometry_error": max(abs(low - 1), abs(high - 1)),
+        "near_one": ((values - 1).abs() <= 0.5).float().mean().item(),
         "grid": list(size),
     }
 

@@ -180,8 +180,9 @@ def record_step(network):
     Yields:
         callable: to be called after the step. It returns a dict[str, float] with, by dotted names:
 
-        - ``<convolution>_min``, ``_max``, ``_error``: singular values of the present weight on the smallest
-          circular grid, see :func:`iso_d2.analysis.layers.smallest_grid`, and max |sigma - 1|;
+        - ``<convolution>_min``, ``_max``, ``_error``, ``_near``: singular values of the present weight on the
+          smallest circular grid, see :func:`iso_d2.analysis.layers.smallest_grid`, max |sigma - 1|, and the
+          share, 0 to 1, of singular values from 0.5 to 1.5;
         - ``<SReLU>_min``, ``_mean``, ``_max``: its thresholds; ``<scale>``: a residual scale;
         - ``<SReLU>_held``: the share, 0 to 1, of clipped values in its output, and ``<convolution or
           SReLU>_mean_square`` of its output;
@@ -204,7 +205,7 @@ def record_step(network):
         for name, conv in find_convolutions(network).items():
             layer = measure_convolution(conv)
             found[f"{name}_min"], found[f"{name}_max"] = layer["sigma_min"], layer["sigma_max"]
-            found[f"{name}_error"] = layer["isometry_error"]
+            found[f"{name}_error"], found[f"{name}_near"] = layer["isometry_error"], layer["near_one"]
         for part in (signal, measure_thresholds(network)):
             found |= {f"{name}_{what}": x for name, point in part.items() for what, x in point.items()}
         return {name: float(x) for name, x in (found | measure_scales(network)).items()}

@@ -21,6 +21,13 @@ def parse_args(argv):
     parser.add_argument("--classes", nargs="+", default=["person", "bicycle", "car"], metavar="NAME")
     parser.add_argument("--num-train", type=int, default=1000, metavar="N", help="training images (1000)")
     parser.add_argument("--num-test", type=int, default=55, metavar="N", help="test images (55)")
+    parser.add_argument(
+        "--num-large",
+        type=int,
+        default=0,
+        metavar="N",
+        help="further images for a large test set, coco_pbc_test_large (0; val2017 has 1834)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed chooses other images (0)")
     parser.add_argument(
         "--output",
@@ -38,7 +45,7 @@ def parse_args(argv):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        train_file, test_file, images = make_coco_subset(
+        train_file, test_file, images, *large = make_coco_subset(
             args.annotations,
             args.output,
             args.classes,
@@ -47,6 +54,7 @@ def main(argv=None):
             seed=args.seed,
             image_folder=args.image_folder,
             source=args.images,
+            num_large=args.num_large,
         )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -55,3 +63,5 @@ def main(argv=None):
     except KeyboardInterrupt:
         sys.exit(f"interrupted. To continue: {as_typed(argv)}")
     print(f"training: {train_file}\ntest:     {test_file}\nimages:   {images}")
+    for file in large:
+        print(f"large:    {file}")

@@ -31,7 +31,7 @@ def _build_transform(entry):
             f"an entry of INPUT.ALBUMENTATIONS must be [name, {{argument: value}}], got {entry!r}"
         )
     name, arguments = entry
-    transform = getattr(A, name, None)
+    transform = OWN.get(name) or getattr(A, name, None)
     if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
         close = difflib.get_close_matches(name, [n for n in dir(A) if n[0].isupper()])
         raise ValueError(
@@ -45,6 +45,33 @@ def _build_transform(entry):
         return transform
     except (TypeError, ValueError) as error:
         raise ValueError(f"INPUT.ALBUMENTATIONS: {name} cannot be made with {arguments}: {error}") from error
+
+
+class MissingSequences(A.ImageOnlyTransform):
+    """Put one channel in the place of others, as sets of MRI do where a sequence of a patient is missing.
+
+    Albumentations has no such transform. A random subset of the other channels, not empty, gets the source.
+
+    Args:
+        source (int): the channel that is always there; of the LGG set 1, FLAIR.
+        p (float): share of the images that are changed.
+    """
+
+    def __init__(self, source=1, p=0.5):
+        super().__init__(p=p)
+        self.source = source
+
+    def get_params_dependent_on_data(self, params, data):
+        others = [channel for channel in range(params["shape"][-1]) if channel != self.source]
+        return {"missing": self.py_random.sample(others, self.py_random.randint(1, len(others)))}
+
+    def apply(self, img, missing, **params):
+        image = img.copy()
+        image[..., missing] = img[..., self.source, None]
+        return image
+
+
+OWN = {"MissingSequences": MissingSequences}
 
 
 def compose(transforms, with_boxes):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from engine_toys import ToyModel, tiny_resnet
@@ -48,6 +50,21 @@ def test_grouped_convolution_by_hand():
     found = measure_convolution(conv)
     assert (found["sigma_min"], found["sigma_median"], found["sigma_max"]) == pytest.approx((2, 3, 6))
     assert found["isometry_error"] == pytest.approx(5)
+
+
+def test_share_of_singular_values_near_one():
+    conv = nn.Conv2d(5, 5, 1)
+    with torch.no_grad():
+        conv.weight[:, :, 0, 0] = torch.diag(torch.tensor([0.49, 0.51, 1.0, 1.49, 1.51]))
+    assert measure_convolution(conv)["near_one"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_stops_no_training(bad):
+    conv = nn.Conv2d(4, 4, 3)
+    nn.init.constant_(conv.weight[0, 0, 0, 0], bad)
+    found = measure_convolution(conv)
+    assert all(math.isnan(found[name]) for name in ("sigma_min", "sigma_max", "isometry_error"))
 
 
 def test_gram_errors_are_those_of_the_penalty_by_hand():

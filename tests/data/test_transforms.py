@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 from mapping import FLIP, STRETCH, config, mapper
 
 from iso_d2.data import AlbumentationsMapper, build_transforms
+from iso_d2.data.transforms import compose
 
 
 @pytest.mark.parametrize("name", ["Resise", "__version__", "Compose", "BboxParams"])
@@ -43,3 +45,19 @@ def test_inference_refuses_what_predictions_cannot_be_brought_back_from():
     ):
         AlbumentationsMapper(config(test=[FLIP]), is_train=False)
     AlbumentationsMapper(config(test=[STRETCH, ["CLAHE", {}]]), is_train=False)
+
+
+def test_missing_sequences_are_replaced_by_the_one_that_is_there():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    pipeline = compose(build_transforms([["MissingSequences", {"source": 1, "p": 1.0}]]), with_boxes=False)
+    found = set()
+    for _ in range(60):
+        out = pipeline(image=image)["image"]
+        replaced = tuple(c for c in (0, 2) if (out[..., c] == image[..., 1]).all())
+        kept = [c for c in range(3) if c not in replaced]
+        assert (out[..., kept] == image[..., kept]).all()
+        found.add(replaced)
+    assert found == {(0,), (2,), (0, 2)}
+    assert (image == np.arange(24).reshape(2, 4, 3)).all()
+    never = compose(build_transforms([["MissingSequences", {"p": 0.0}]]), with_boxes=False)
+    assert (never(image=image)["image"] == image).all()

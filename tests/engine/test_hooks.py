@@ -68,6 +68,7 @@ def test_singular_values_are_those_of_the_layers(tmp_path):
     name = "backbone.res2.0.conv1"
     assert (step[f"{name}_max"], step[f"{name}_min"]) == pytest.approx((values[0].item(), values[-1].item()))
     assert step[f"{name}_error"] == pytest.approx((values - 1).abs().max().item())
+    assert step[f"{name}_near"] == pytest.approx(sum(0.5 <= value <= 1.5 for value in values) / len(values))
 
 
 def test_singular_values_follow_the_training(tmp_path):

@@ -3,6 +3,7 @@ import hashlib
 import json
 
 import pytest
+from toy_boxes import write_boxes
 from toy_records import toy_record
 from toy_runs import toy_repository, toy_run
 
@@ -18,6 +19,7 @@ from experiments.record import (
     value_of,
     write_record,
 )
+from iso_d2.data import register_coco_json
 
 CIFAR = Setting("configs/toy.yaml", (), "a toy", evaluate="cifar10_train")
 CONFIG = (
@@ -41,6 +43,7 @@ def run(tmp_path, monkeypatch):
         {"iteration": 1, "total_loss": 2.0, "loss_cls": 1.5, "loss_ortho": 0.5, "time": 0.6, "lr": 0.1},
         {"iteration": 3, "total_loss": 1.0, "loss_cls": 1.0, "time": 0.7, "lr": 0.1},
         {"iteration": 3, "classification/top1": 61.5, "classification/loss": 1.1},
+        {"iteration": 3, "isometry/backbone.res2.0_gradient": 2.5},
     ]
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 4, "tot')
     commands = [
@@ -69,6 +72,7 @@ def test_a_record_says_what_ran_and_what_came_out(run):
         (1, 2.0),
         (3, 1.0),
     ]
+    assert record["isometry"] == [{"iteration": 3, "gradient_first": 2.5}]
     assert record["wall_seconds"] == 4.0 and record["starts"] == 2
     assert record["seconds_per_iteration"] == 0.6
     assert record["peak_memory_mb"] == 900 and record["peak_gpu_memory_mb"] == 1500
@@ -86,6 +90,43 @@ def test_a_record_says_what_ran_and_what_came_out(run):
 def test_a_diverged_run_has_no_results(run):
     record = write_record(run, diverged=3)
     assert record["diverged_at"] == 3 and record["final"] == {}
+
+
+@pytest.fixture
+def detection(run, tmp_path):
+    """The same as the training of a detector that finds one of two objects; its results."""
+    box = [0, 0, 10, 10]
+    annotations, results = write_boxes(tmp_path, [1, 2], [(1, 1, box), (2, 1, box)], [(1, 1, box, 0.5)])
+    register_coco_json("toy_boxes", annotations, tmp_path)
+    (run.root / "configs" / "toy.yaml").write_text(CONFIG.replace("cifar10_test", "toy_boxes"))
+    folder = run.root / run.folder
+    with open(folder / "metrics.json", "a") as file:
+        file.write('\n{"iteration": 3, "bbox/AP": 50.495, "bbox/AP50": 50.495}\n')
+    (folder / "inference" / "toy_boxes").mkdir()
+    return results.rename(folder / "inference" / "toy_boxes" / "coco_instances_results.json")
+
+
+def test_a_record_has_the_ap_on_draws_of_the_test_images(run, detection):
+    found = write_record(run)["resampled"]
+    assert list(found) == ["toy_boxes"] and list(found["toy_boxes"]) == ["AP", "AP50"]
+    # Both images, or one of them twice: 51 of the 101 recalls, all, none
+    assert len(found["toy_boxes"]["AP"]) == 200 and set(found["toy_boxes"]["AP"]) == {0.0, 50.5, 100.0}
+    assert json.loads(run.record_file.read_text())["resampled"] == found
+    assert write_record(run, diverged=3)["resampled"] == {}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("[{")])
+def test_without_good_results_there_are_no_draws_but_a_record(run, detection, damage, log):
+    damage(detection)
+    record = write_record(run)
+    assert record["resampled"] == {} and record["final"]["toy_boxes"]["AP50"] == 50.495
+    assert "no AP on draws of the images of toy_boxes" in log.text and run.record_file.is_file()
+
+
+def test_without_annotations_there_are_no_draws_but_a_record(run, detection, tmp_path, log):
+    (tmp_path / "annotations.json").unlink()
+    assert write_record(run)["resampled"] == {} and run.record_file.is_file()
+    assert "annotations.json does not exist" in log.text
 
 
 def test_without_metrics_there_is_no_record(run):

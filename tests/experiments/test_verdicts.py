@@ -5,7 +5,15 @@ import pytest
 from toy_records import toy_record, toy_records
 
 from experiments.experiment import BY_NAME, TABLES, Metric
-from experiments.verdicts import Claim, interval, judge, pooled_interval, read_claims, verdict_table
+from experiments.verdicts import (
+    Claim,
+    interval,
+    judge,
+    paired_interval,
+    pooled_interval,
+    read_claims,
+    verdict_table,
+)
 
 ONE, OTHER, FRONT = "cifar10-isonet-gamma1e-4", "cifar10-resnet-bn", "cifar10-risonet-scaled"
 
@@ -72,6 +80,40 @@ def test_the_interval_is_welchs():
     assert interval([1.0, 1.0], [0.0, 0.0]) == (1.0, 1.0)
 
 
+AP = Metric(dataset="boxes", name="AP")
+
+
+def detectors(*drawn):
+    return [toy_record("a", seed=seed, resampled={"boxes": {"AP": one}}) for seed, one in enumerate(drawn, 1)]
+
+
+def test_detectors_are_compared_draw_by_draw():
+    draws = [float(value) for value in range(0, 82, 2)]
+    # However much the draws differ, the one is better by 3 on each of the 41, but for 43 once and -37 once.
+    better = [draw + 3 for draw in draws]
+    better[20], better[7] = draws[20] + 43, draws[7] - 37
+    assert paired_interval(detectors(better), detectors(draws[:]), AP) == (3.0, 3.0)
+    assert paired_interval(detectors(draws), detectors(draws), AP) == (0.0, 0.0)
+    # 41 differences 0, 1, ..., 40 from a mean of two seeds: between the 2nd and the 40th of them
+    seeds = detectors([2.0 * i + 5 for i in range(41)], [4.0 * i - 5 for i in range(41)])
+    assert paired_interval(seeds, detectors(draws), AP) == pytest.approx((1.0, 39.0))
+    assert paired_interval(detectors(draws), seeds, AP) == pytest.approx((-39.0, -1.0))
+
+
+def test_a_draw_without_objects_says_nothing():
+    one, other = detectors([4.0, 6.0, math.nan]), detectors([1.0, 3.0, math.nan])
+    assert paired_interval(one, other, AP) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "lacking", [[], [toy_record("a", diverged=3)], detectors([1.0, 2.0], []), detectors([1.0])]
+)
+def test_without_draws_of_all_there_is_no_paired_interval(lacking):
+    whole = detectors([1.0, 2.0])
+    assert paired_interval(whole, whole, AP) == (0.0, 0.0)
+    assert paired_interval(whole, lacking, AP) is None and paired_interval(lacking, whole, AP) is None
+
+
 def test_every_claim_compares_what_is_measured():
     metrics = {table.name: {(m.dataset, m.name) for m in table.metrics} for table in TABLES}
     for one in read_claims():
@@ -130,6 +172,21 @@ def test_patients_are_compared_one_by_one():
     other[1] = fold("mri-folds-unet-bn", 1, {"c": 60.0}, diverged=3)
     found = judge(out_of_fold(), toy_records(*one, *other))
     assert found.basis == "seeds" and found.values[1] == (60.0, 0.0)
+
+
+def test_detectors_with_one_seed_are_compared_on_draws_of_the_images():
+    metric = Metric(dataset="coco_pbc_test", name="AP")
+    pair = ["coco-scratch-risonet-fpn", "coco-scratch-resnet-fpn-bn"]
+    records = [
+        toy_record(name, final={"coco_pbc_test": {"AP": ap}}, resampled={"coco_pbc_test": {"AP": draws}})
+        for name, ap, draws in zip(pair, (9.0, 7.0), ([8.0, 9.0, 10.0], [6.0, 7.0, 8.0]), strict=True)
+    ]
+    found = judge(Claim("it is better", pair, metric, 5.0), toy_records(*records))
+    assert (found.verdict, found.basis, found.n, found.interval) == ("holds", "test images", "1", (2.0, 2.0))
+    assert (
+        judge(Claim("it is on par", pair[:1], metric, 5.0, against=1.0), toy_records(*records)).reason
+        == "one seed"
+    )
 
 
 def test_a_claim_can_be_about_a_published_figure():

@@ -55,6 +55,20 @@ def test_what_it_makes_is_the_registered_data_set(tool, coco, tmp_path, monkeypa
     assert names == {str(path) for path in (made / "val2017").iterdir()}
 
 
+def test_the_large_test_set_is_registered_too(tool, coco, tmp_path, monkeypatch, capsys):
+    annotation_file, folder = coco
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
+    tool.main(["--annotations", str(annotation_file), "--images", str(folder), "--num-large", "4"])
+    large = f"{tmp_path}/root/coco/annotations/instances_person_bicycle_car_testlarge.json"
+    assert capsys.readouterr().out.splitlines()[3] == f"large:    {large}"
+    ids = {
+        name: {record["image_id"] for record in DatasetCatalog.get(f"coco_pbc_{name}")}
+        for name in ("train", "test", "test_large")
+    }
+    assert [len(part) for part in ids.values()] == [1000, 55, 4]
+    assert len(set.union(*ids.values())) == 1059
+
+
 def test_a_failure_ends_with_the_command_that_continues(tool, coco, tmp_path, monkeypatch):
     annotation_file, folder = coco
     (folder / "000000000001.jpg").write_bytes(b"no image")

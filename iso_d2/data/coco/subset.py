@@ -1,8 +1,9 @@
 """The report's person/bicycle/car subset of COCO.
 
-    coco_pbc_train    the 1,000 training images where all are there, else the list of 120 of them
-    coco_pbc_train8   8 of the 120 (of the 1,000 where the list of 120 is absent), to see a model overfit
-    coco_pbc_test     55 images
+    coco_pbc_train       the 1,000 training images where all are there, else the list of 120 of them
+    coco_pbc_train8      8 of the 120 (of the 1,000 where the list of 120 is absent), to see a model overfit
+    coco_pbc_test        55 images
+    coco_pbc_test_large  further images, in neither of the others; made by ``--num-large`` only
 
 They lie under ``coco/`` in the data set root: ``annotations/instances_person_bicycle_car_*.json`` and the
 images in ``val2017/``. Crowds stay in the lists and are left out by the mapper, as in Detectron2.
@@ -26,15 +27,31 @@ def _images():
     return dataset_root() / "coco" / "val2017"
 
 
-def _hint():
+def _hint(option=""):
     return (
         f"The data set root is {dataset_root().absolute()} {root_origin()}. Let DETECTRON2_DATASETS=FOLDER "
-        "name the folder that holds coco/, or make it: python tools/make_coco_subset.py (--help says how)."
+        "name the folder that holds coco/, or make it: "
+        f"python tools/make_coco_subset.py{option} (--help says how)."
     )
 
 
 def _load_test():
     return load_coco("coco_pbc_test", _annotations("test55"), _images(), _hint())
+
+
+def _load_test_large():
+    file, train = _annotations("testlarge"), _annotations("train1000")
+    dataset_dicts = load_coco("coco_pbc_test_large", file, _images(), _hint(" --num-large N"))
+    if train.is_file():
+        # Each call of the tool writes the training list, but this one only if asked to.
+        trained_on = {image["id"] for image in read_coco_json(train)["images"]}
+        common = [record["image_id"] for record in dataset_dicts if record["image_id"] in trained_on]
+        if common:
+            raise ValueError(
+                f"{len(common)} images of {file} are training images in {train.name}, such as {common[0]}. "
+                "Make both lists by one call of tools/make_coco_subset.py, with --num-large."
+            )
+    return dataset_dicts
 
 
 def _load_train():
@@ -70,5 +87,10 @@ def _suits_overfitting(annotations):
     return len(classes) > 1 and all(not a.get("iscrowd") and min(a["bbox"][2:]) >= 20 for a in annotations)
 
 
-for _name, _load in (("train", _load_train), ("train8", _load_train8), ("test", _load_test)):
+for _name, _load in (
+    ("train", _load_train),
+    ("train8", _load_train8),
+    ("test", _load_test),
+    ("test_large", _load_test_large),
+):
     register(f"coco_pbc_{_name}", _load, thing_classes=CLASSES)

@@ -115,7 +115,22 @@ def test_eight_have_two_classes_and_neither_crowds_nor_small_boxes(root):
     assert len(evaluated["images"]) == 8
 
 
-@pytest.mark.parametrize("name", ["coco_pbc_train", "coco_pbc_train8", "coco_pbc_test"])
+def test_the_large_test_set_holds_no_training_image(root):
+    write_list(root, "testlarge", range(3, 7))
+    write_images(root, range(7))
+    assert image_ids("coco_pbc_test_large") == [3, 4, 5, 6]
+    write_list(root, "train1000", range(3))
+    assert image_ids("coco_pbc_test_large") == [3, 4, 5, 6]
+    write_list(root, "train1000", range(5))
+    with pytest.raises(
+        ValueError, match=r"2 images of .*testlarge\.json are training images in .*, such as 3\..*--num-large"
+    ):
+        DatasetCatalog.get("coco_pbc_test_large")
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_pbc_train", "coco_pbc_train8", "coco_pbc_test", "coco_pbc_test_large"]
+)
 def test_missing_set_says_where_it_looked_and_how_to_get_it(root, name):
     with pytest.raises(FileNotFoundError) as error:
         DatasetCatalog.get(name)
@@ -127,6 +142,7 @@ def test_missing_set_says_where_it_looked_and_how_to_get_it(root, name):
         "python tools/make_coco_subset.py",
     ):
         assert words in message
+    assert ("--num-large N" in message) == (name == "coco_pbc_test_large")
 
 
 def test_unset_variable_is_said(monkeypatch, tmp_path):

@@ -68,6 +68,15 @@ def test_images_are_chosen_by_the_hash_of_seed_and_id(coco, seed):
     assert ids(train["images"]) == sorted(RANKED[seed][2:5])
 
 
+def test_the_large_test_set_comes_after_the_others_and_leaves_them_as_they_are(coco):
+    train, test, large = select_subset(coco, CLASSES, num_train=2, num_test=1, seed=0, num_large=2)
+    assert (train, test) == select_subset(coco, CLASSES, num_train=2, num_test=1, seed=0)
+    # RANKED[0]: 21 to test, 3 and 34 to train, then 8 and 5; 13 is left
+    assert ids(large["images"]) == [5, 8]
+    assert ids(large["annotations"]) == [104, 105]
+    assert large["categories"] == coco["categories"][:3]
+
+
 def test_all_and_only_the_annotations_of_the_classes_stay(coco):
     train, test = select_subset(coco, CLASSES, num_train=4, num_test=2, seed=0)
     assert test["annotations"] == [
@@ -109,6 +118,11 @@ def test_one_class_alone(coco):
         ({"classes": []}, r"got \[\]"),
         ({"num_train": 0}, "at least 1, got 0 and 2"),
         ({"num_test": -1}, "at least 1, got 3 and -1"),
+        ({"num_large": -1}, "num_large must be at least 0, got -1"),
+        (
+            {"num_large": 2},
+            "3 training and 2 test and 2 further test images were asked for, but the file has only 6 images",
+        ),
         (
             {"num_train": 5},
             "5 training and 2 test images were asked for, but the file has only 6 images with person",
@@ -152,6 +166,15 @@ def test_a_subset_on_disk(coco, served, tmp_path):
         f"{i}.jpg": jpeg(i) for i in RANKED[0][:4]
     }
     assert len(list((folder / "annotations").iterdir())) == 2
+
+
+def test_a_large_test_set_on_disk(coco, served, tmp_path):
+    annotation_file, _ = served
+    made = make_coco_subset(annotation_file, tmp_path, CLASSES, num_train=1, num_test=1, num_large=3)
+    parts = select_subset(coco, CLASSES, num_train=1, num_test=1, seed=0, num_large=3)
+    assert made[3].name == "instances_person_bicycle_car_testlarge.json"
+    assert tuple(json.loads(made[i].read_text()) for i in (0, 1, 3)) == parts
+    assert {path.name for path in made[2].iterdir()} == {f"{i}.jpg" for i in RANKED[0][:5]}
 
 
 def test_failures_are_listed_and_a_second_call_continues(served, tmp_path):
