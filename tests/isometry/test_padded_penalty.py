@@ -44,7 +44,7 @@ def layers():
     torch.manual_seed(0)
     others = [conv(3, 5, 3), conv(16, 16, 3, groups=2), conv(8, 24, 2, stride=2, kind=nn.ConvTranspose2d)]
     strided = [conv(*shape, stride=stride) for *shape, stride in STRIDED]
-    mixed = [*(conv(*shape) for shape in SHAPES), *others, *strided]
+    mixed = [*(conv(*shape) for shape in SHAPES + SHAPES[:4]), *others, *strided]
     return [mixed[i] for i in torch.randperm(len(mixed))]
 
 
