@@ -93,7 +93,7 @@ def orthogonality_loss(weight, stride=1, groups=1, transposed=False, mode="paper
 
 
 def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None, precision="float32"):
-    """The penalty of many convolutions; those of one shape are computed together.
+    """The penalty of many convolutions; those of one shape are computed together, on a GPU of several shapes.
 
     With a `fraction` below 1, value and gradient are unbiased estimates. The penalty of a kernel above 1x1
     at stride 1 is a sum over F = ((2 kh - 1) (2 kw - 1) + 1) / 2 frequencies (13 at 3x3). Each call draws
@@ -136,7 +136,7 @@ def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None, prec
 
 
 def orthogonality_multiply_adds(conv, mode="paper"):
-    """Count the multiply-adds of the matrix products that the penalty and its gradient take.
+    """Count the multiply-adds of the matrix products that the penalty and its gradient take, without padding.
 
     Args:
         conv (nn.Conv2d | nn.ConvTranspose2d): only its shape is read.
