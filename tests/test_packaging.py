@@ -38,7 +38,9 @@ def install_requires():
 
 
 def extras():
-    return set().union(*in_setup("extras_require").values())
+    return {
+        re.match(r"[\w-]+", text).group() for part in in_setup("extras_require").values() for text in part
+    }
 
 
 def project_files():

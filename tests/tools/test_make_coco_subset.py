@@ -59,7 +59,7 @@ def test_the_large_test_set_is_registered_too(tool, coco, tmp_path, monkeypatch,
     annotation_file, folder = coco
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "root"))
     tool.main(["--annotations", str(annotation_file), "--images", str(folder), "--num-large", "4"])
-    large = f"{tmp_path}/root/coco/annotations/instances_person_bicycle_car_testlarge.json"
+    large = tmp_path / "root" / "coco/annotations/instances_person_bicycle_car_testlarge.json"
     assert capsys.readouterr().out.splitlines()[3] == f"large:    {large}"
     ids = {
         name: {record["image_id"] for record in DatasetCatalog.get(f"coco_pbc_{name}")}
