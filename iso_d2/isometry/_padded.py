@@ -130,14 +130,14 @@ def _by_frequency(bucket, kernels, z, grad):
     work = kernels.new_empty(4, len(z), bucket.rows, bucket.columns)
     torch.mm(forward, kernels.T, out=work[:3].view(len(forward), -1))
     a, h, b, both = map(bucket.matrices, work)
-    some = slice(len(bucket.layers), None)  # frequency 0 comes first
     torch.bmm(h, h.mT, out=z)
-    torch.baddbmm(z[some], a[some], b[some].mT, alpha=-2, out=z[some])
+    a, h_too, b, most = (x[len(bucket.layers) :] for x in (a, h, b, z))  # frequency 0 comes first
+    torch.baddbmm(most, a, b.mT, alpha=-2, out=most)  # with another view for `out` it would be copied
     yield
     # each product overwrites an operand that is no longer needed
     torch.bmm(z + z.mT, h, out=both)
-    torch.bmm(z[some], b[some], out=h[some])
-    torch.bmm(z[some].mT, a[some], out=b[some])
+    torch.bmm(most, b, out=h_too)
+    torch.bmm(most.mT, a, out=b)
     torch.mm(work[1:].view(len(forward), -1).T, backward, out=grad)
 
 
