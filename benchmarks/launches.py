@@ -57,6 +57,12 @@ def launches(step):
     return len(counted.names)
 
 
+def as_on_gpu():
+    """A context in which layers are grouped and padded as on a GPU."""
+    module = importlib.import_module("iso_d2.isometry.orthogonality")
+    return mock.patch.object(module, "_on_gpu", lambda device: True)
+
+
 def measure_launches(options, seconds):
     """The part "launches": list[Table]. It is counted, not timed, so `seconds` is not used up.
 
@@ -71,10 +77,7 @@ def measure_launches(options, seconds):
         "iso_d2, mode paper": orthogonality_losses,
         "iso_d2, mode spectral": lambda _: spectral(),
     }
-    # layers are grouped as on a GPU
-    module = importlib.import_module("iso_d2.isometry.orthogonality")
-    group = module._weights_at_once(torch.device("cuda"))
-    with mock.patch.object(module, "_weights_at_once", lambda _: group):
+    with as_on_gpu():
         penalties = [
             {"penalty": name, "launches": launches(partial(values_and_gradients, convs, form))}
             for name, form in forms.items()

@@ -1,11 +1,9 @@
 """The penalty divided among processes: how even the shares are, what they cost, and an estimate for GPUs."""
 
-import importlib
 import json
 import tempfile
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import torch
 from detectron2.engine import launch
@@ -13,7 +11,8 @@ from detectron2.engine import launch
 from iso_d2.engine.model_penalty import _share, penalised_layers
 from iso_d2.isometry import orthogonality_losses, orthogonality_multiply_adds
 
-from .estimates import H100, Work, all_reduce_seconds, count, seconds
+from .estimates import H100, all_reduce_seconds, count, seconds
+from .launches import as_on_gpu
 from .networks import isonet, training_step
 from .options import Options
 from .penalty import values_and_gradients
@@ -44,12 +43,9 @@ def penalty_seconds(layers, processes, machine):
 
 def _work(convs):
     step = partial(values_and_gradients, convs, orthogonality_losses)
-    step()
-    module = importlib.import_module("iso_d2.isometry.orthogonality")
-    group = module._weights_at_once(torch.device("cuda"))  # layers are grouped as on a GPU
-    with mock.patch.object(module, "_weights_at_once", lambda _: group):
-        counted = count(step)
-    return Work(sum(map(orthogonality_multiply_adds, convs)), counted.bytes, counted.launches)
+    with as_on_gpu():
+        step()
+        return count(step)
 
 
 def measure_many_gpus(options, limit):

@@ -72,7 +72,7 @@ def group_by_kind(convs, caller):
     return kinds
 
 
-def losses_by_kind(norms, kinds, weights_at_once=None):
+def losses_by_kind(norms, kinds, weights_at_once=None, together=None):
     """1/2 n^2 of each convolution, its gradient computed with it; those of one kind are computed together.
 
     Everything is computed without autocast, by one node of autograd for all convolutions on one device.
@@ -90,17 +90,22 @@ def losses_by_kind(norms, kinds, weights_at_once=None):
     families = defaultdict(dict)
     for kind, members in kinds.items():
         *_, dtype, device, requires_grad = kind
-        family = torch.promote_types(dtype, torch.float32), device, requires_grad
+        at_once = together and together(kind)
+        family = torch.promote_types(dtype, torch.float32), device, requires_grad, at_once
         families[family][kind] = members
     losses = {}
-    for (dtype, device, requires_grad), family in families.items():
+    for (dtype, device, requires_grad, at_once), family in families.items():
         positions, weights = zip(*(member for members in family.values() for member in members), strict=True)
         counts = {kind: len(members) for kind, members in family.items()}
-        at_once = weights_at_once(device) if weights_at_once else sum(w.numel() for w in weights)
-        compute = partial(_half_squares, norms, counts, dtype, at_once)
+        if at_once:
+            layers = [(kind[0], kind[3]) for kind, count in counts.items() for _ in range(count)]
+            compute = partial(at_once, tuple(layers))
+        else:
+            most = weights_at_once(device) if weights_at_once else sum(w.numel() for w in weights)
+            compute = partial(_half_squares, norms, counts, dtype, most)
         order = sorted(range(len(positions)), key=positions.__getitem__)
         if requires_grad and torch.is_grad_enabled():
-            values = _WithGradient.apply(compute, order, *weights)
+            values = _WithGradient.apply(compute, dtype, order, *weights)
         else:
             values = compute(order, weights, None)
         if len(families) == 1:
@@ -151,14 +156,13 @@ def matmul_precision(device, tf32=False):
 
 
 class _WithGradient(torch.autograd.Function):
-    """Losses whose gradients are known with them: `_half_squares`, order, *weights -> (len(weights),).
+    """Losses whose gradients are known with them: `_half_squares`, dtype, order, *weights -> (len(weights),).
 
     The gradients are views of one block: one that is kept keeps the memory of all.
     """
 
     @staticmethod
-    def forward(ctx, compute, order, *weights):
-        dtype = compute.args[2]
+    def forward(ctx, compute, dtype, order, *weights):
         grad = weights[0].new_empty(sum(weight.numel() for weight in weights), dtype=dtype)
         values = compute(order, weights, grad)
         ctx.save_for_backward(grad)
@@ -178,7 +182,7 @@ class _WithGradient(torch.autograd.Function):
             places = sorted(range(len(sizes)), key=ctx.order.__getitem__)
             scaled = [part * upstream[i] for part, i in zip(grad.split(sizes), places, strict=True)]
         like = zip(scaled, ctx.like, strict=True)
-        return None, None, *(part.view(shape).to(dtype) for part, (shape, dtype) in like)
+        return None, None, None, *(part.view(shape).to(dtype) for part, (shape, dtype) in like)
 
 
 def polyphase(kernels, stride):

@@ -29,11 +29,11 @@ def norms(kind, kernels, grad, mode, fraction=1.0, generator=None, tf32=False):
         Tensor: (B,), over all groups of a convolution.
     """
     stride, groups = _within(kind[0], kernels), kind[1]
-    operand, over_columns, shift = _gram_operand(kernels, stride, mode)
+    operand, over_columns, shift = gram_operand(kernels, stride, mode)
     out = grad
     if grad is not None and operand is not kernels:
         out = torch.empty_like(operand)
-    if _has_frequencies(operand, shift):
+    if has_frequencies(operand.shape[3:], shift):
         rows = _rows_by_frequency(operand, over_columns, out, tf32, fraction, generator)
     else:
         rows = _rows_by_shift(operand, over_columns, shift, out, tf32)
@@ -45,11 +45,11 @@ def norms(kind, kernels, grad, mode, fraction=1.0, generator=None, tf32=False):
 
 def multiply_adds(kernels, stride, mode):
     """int: multiply-adds of the matrix products in `norms` with gradient."""
-    operand, over_columns, shift = _gram_operand(kernels, _within(stride, kernels), mode)
+    operand, over_columns, shift = gram_operand(kernels, _within(stride, kernels), mode)
     batch, *matrix, kh, kw = operand.shape
     rows, columns = reversed(matrix) if over_columns else matrix
     product = batch * rows * rows * columns
-    if _has_frequencies(operand, shift):
+    if has_frequencies(operand.shape[3:], shift):
         frequencies = len(half_plane((kh, kw), (1, 1)))
         transforms = 6 * frequencies * kh * kw * batch * rows * columns
         return (5 * frequencies - 3) * product + transforms
@@ -63,7 +63,7 @@ def _within(stride, kernels):
     return tuple(map(min, stride, kernels.shape[3:]))
 
 
-def _gram_operand(kernels, stride, mode):
+def gram_operand(kernels, stride, mode):
     """The kernels to form the Gram of, whether it is that of their columns, and the shift that counts.
 
     Args:
@@ -83,8 +83,9 @@ def _gram_operand(kernels, stride, mode):
     return kernels, False, stride
 
 
-def _has_frequencies(kernels, shift):
-    return shift == (1, 1) and kernels.shape[3:] != (1, 1)
+def has_frequencies(taps, shift):
+    """Whether the Gram of a kernel of so many taps is taken by frequency."""
+    return shift == (1, 1) and taps != (1, 1)
 
 
 def _rows_by_shift(kernels, over_columns, shift, grad, tf32):

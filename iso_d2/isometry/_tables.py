@@ -1,6 +1,7 @@
 """Small matrices that the penalties take kernels apart with: transforms, and pairs of taps."""
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 
@@ -16,7 +17,7 @@ def is_plain(tensor):
     return type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
-def _cached(make):
+def cached(make):
     """make(*sizes) -> tensors of float64, as (*sizes, like) -> the same of the type and device of `like`."""
 
     def moved(sizes, dtype, device):
@@ -33,7 +34,7 @@ def _cached(make):
     return tables
 
 
-@_cached
+@cached
 def hartley_tables(kh, kw):
     """The transforms of a kernel whose Gram is taken by frequency.
 
@@ -48,7 +49,7 @@ def hartley_tables(kh, kw):
     return torch.cat([to_products, from_products]) * share[:, None] ** 0.25, share.sqrt()
 
 
-@_cached
+@cached
 def pair_tables(kh, kw, shift):
     """What gathers pairs of taps and adds up their gradients.
 
@@ -63,7 +64,26 @@ def pair_tables(kh, kw, shift):
     return tables
 
 
-@_cached
+@cached
+def tap_pair_tables(kh, kw, shift):
+    """What takes the pairs of `tap_pairs` from a kernel, and what adds up those of a distance.
+
+    Returns:
+        list[Tensor]: (2 P, kh * kw), 1 at each t, then at each t'; (P, P), 1 where the distance is the same.
+    """
+    here, there, apart = (torch.tensor(x, **_CPU) for x in zip(*tap_pairs(kh, kw, shift), strict=True))
+    ends = torch.cat([here, there])[:, None] == torch.arange(kh * kw, **_CPU)
+    return [ends.double(), (apart[:, None] == apart).all(2).double()]
+
+
+def tap_pairs(kh, kw, shift):
+    """All taps (t, t', t - t') whose distance is a multiple of `shift`, in both orders, t = t' included."""
+    taps = list(itertools.product(range(kh), range(kw)))
+    pairs = (((y - v, x - w), a, b) for a, (y, x) in enumerate(taps) for b, (v, w) in enumerate(taps))
+    return [(a, b, d) for d, a, b in pairs if d[0] % shift[0] == d[1] % shift[1] == 0]
+
+
+@cached
 def spectral_tables(kh, kw, stride):
     """The transform of the polyphase components of a kernel, straight from its taps.
 
@@ -117,7 +137,7 @@ def half_plane(size, step):
     return [shift for shift in shifts if shift >= (0, 0)]
 
 
-@_cached
+@cached
 def complex_product_table():
     """(A x, B x, A y, B y) -> (Re u, Im u, Im u, -Re u) of u = (A + i B)(x + i y): a list of one."""
     rows = [[1, 0, 0, -1], [0, 1, 1, 0], [0, 1, 1, 0], [-1, 0, 0, 1]]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ._conv import check_weight, group_by_kind, losses_by_kind, per_axis, split_groups
 from ._orthogonality import multiply_adds, norms
+from ._padded import fits, half_squares
 
 
 def conv_gram(weight, stride=1):
@@ -92,7 +93,7 @@ def orthogonality_loss(weight, stride=1, groups=1, transposed=False, mode="paper
 
 
 def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None, precision="float32"):
-    """The penalty of many convolutions; those of one shape are computed together.
+    """The penalty of many convolutions; those of one shape are computed together, on a GPU of several shapes.
 
     With a `fraction` below 1, value and gradient are unbiased estimates. The penalty of a kernel above 1x1
     at stride 1 is a sum over F = ((2 kh - 1) (2 kw - 1) + 1) / 2 frequencies (13 at 3x3). Each call draws
@@ -123,12 +124,19 @@ def orthogonality_losses(convs, mode="paper", fraction=1.0, generator=None, prec
         raise ValueError(f"orthogonality fraction must be above 0 and at most 1, got {fraction}")
     if precision not in ("float32", "tf32"):
         raise ValueError(f"orthogonality precision must be 'float32' or 'tf32', got {precision!r}")
-    compute = partial(norms, mode=mode, fraction=fraction, generator=generator, tf32=precision == "tf32")
-    return losses_by_kind(compute, group_by_kind(convs, "orthogonality_losses"), _weights_at_once)
+    tf32 = precision == "tf32"
+    compute = partial(norms, mode=mode, fraction=fraction, generator=generator, tf32=tf32)
+    padded = partial(half_squares, mode, tf32)
+
+    def together(kind):
+        stride, groups, _, shape, _, device, _ = kind
+        return padded if fraction == 1 and _on_gpu(device) and fits(stride, groups, shape, mode) else None
+
+    return losses_by_kind(compute, group_by_kind(convs, "orthogonality_losses"), _weights_at_once, together)
 
 
 def orthogonality_multiply_adds(conv, mode="paper"):
-    """Count the multiply-adds of the matrix products that the penalty and its gradient take.
+    """Count the multiply-adds of the matrix products that the penalty and its gradient take, without padding.
 
     Args:
         conv (nn.Conv2d | nn.ConvTranspose2d): only its shape is read.
@@ -151,9 +159,14 @@ def _check_mode(mode):
         raise ValueError(f"orthogonality mode must be 'paper' or 'exact', got {mode!r}")
 
 
+def _on_gpu(device):
+    """Whether launches cost time. What `torch.compile` makes of them is not known."""
+    return device.type != "cpu" and not torch.compiler.is_compiling()
+
+
 def _weights_at_once(device):
-    """Layers of one shape share their matrix products, on a GPU their launches, too, up to so many weights.
+    """Layers of one shape share their products, up to so many weights, where they are not padded.
 
     A larger batch gains nothing, and its buffers take about six times its memory.
     """
-    return 2**20 if device.type == "cpu" else 2**22
+    return 2**22 if _on_gpu(device) else 2**20

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
+from penalty_toys import Calls, resnet50_shapes
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from iso_d2.isometry import (
@@ -61,22 +61,6 @@ def test_multiply_adds_of_a_3x3_layer_by_hand():
     assert orthogonality_multiply_adds(conv(7, 2, 3)) == (12 * 5 + 2) * 2 * 2 * 7 + 2 * 3 * 13 * 9 * 14
 
 
-class Calls(TorchDispatchMode):
-    """The operators that were called, each a kernel on a GPU: not views, nor what only makes a tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.devices = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        is_view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-        name = func.__name__.split(".")[0].rstrip("_")
-        if not is_view and not name.startswith(("empty", "new_empty", "_unsafe_view", "promote_types")):
-            self.names.append(name)
-            self.devices.append((kwargs or {}).get("device"))
-        return func(*args, **(kwargs or {}))
-
-
 def products(convs):
     """Names of the matrix products that value and gradient take."""
     with Calls() as calls:
@@ -93,26 +77,13 @@ def launches(convs, penalty=None):
     return len(calls.names)
 
 
-def resnet50_convs():
-    """The 52 convolutions after the stem of a ResNet-50 of a sixteenth of the width, as 22 kinds."""
-    convs, inputs = [], 4
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        width, stride = 4 * 2**stage, 1 if stage == 0 else 2
-        convs.append(conv(inputs, 4 * width, 1, stride=stride))
-        for block in range(blocks):
-            convs.append(conv(inputs, width, 1))
-            convs.append(conv(width, width, 3, stride=stride if block == 0 else 1))
-            convs.append(conv(width, 4 * width, 1))
-            inputs = 4 * width
-    return convs
-
-
 def test_launches_stay_within_a_budget():
     assert launches([conv(4, 4, 1)]) <= 12
     assert launches([conv(4, 4, 3)]) <= 19
     assert launches([conv(4, 4, 3, stride=2)]) <= 27
     assert launches([conv(4, 4, 3, stride=2)], "spectral") <= 30
-    assert launches(resnet50_convs()) <= 202
+    resnet50 = [conv(*shape, stride=stride) for *shape, stride in resnet50_shapes(4)]
+    assert launches(resnet50) <= 202
 
 
 @pytest.mark.parametrize("penalty", [None, "spectral"])
