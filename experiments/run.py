@@ -27,6 +27,7 @@ IMAGES = {
     "cifar10_train": 50_000,
     "cifar100_train": 50_000,
     "coco_pbc_train": 1000,
+    "coco_pbc_chips_train": 3330,
     "lgg_train": 3347,
     "lgg_image_train": 3340,
     "shapes_train": 240,

@@ -4,9 +4,9 @@
     coco_pbc_chips_test         the same of coco_pbc_test
     coco_pbc_chips_test_large   the same of coco_pbc_test_large, the largest object of an image alone
 
-In whole images most objects are small, and a detector that starts from nothing needs far more images to find
-any. In a chip one object is from half to three quarters of the side, wherever the chip's edges fall. Chips are
-cut on first use, into the cache.
+In whole images most objects are small, and a detector that starts from nothing needs far more images to
+find any. In a chip one object is from half to three quarters of the side, wherever the chip's edges fall.
+Chips are cut on first use, into the cache.
 """
 
 import functools
@@ -24,7 +24,7 @@ from .subset import CLASSES
 SIDE = 160  # pixels of a chip
 SMALLEST = 48  # pixels that the longer side of its object has in the image
 SIDES = (4 / 3, 2)  # of a chip, in longer sides of its object
-# What is seen to a smaller part, or is smaller in the chip, is a crowd: no object, and no error if it is found
+# What is seen to a smaller part, or is smaller in the chip, is a crowd: no object, nor an error if found
 LEAST_SEEN, LEAST_SIDE = 0.5, 1 / 8
 
 
@@ -78,7 +78,7 @@ def _seen(annotation, left, top, side):
 
 
 def load_chips(split):
-    """list[dict]: the dataset dicts of ``coco_pbc_chips_<split>``, which are cut if they are not there yet."""
+    """list[dict]: the dataset dicts of ``coco_pbc_chips_<split>``; chips are cut if they are not there."""
     records = DatasetCatalog.get(f"coco_pbc_{split}")
     chips = [
         (record["file_name"], chip)
