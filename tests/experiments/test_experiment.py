@@ -24,7 +24,7 @@ def config(name, scale):
 
 
 def test_names_are_unique_and_refer_to_what_there_is():
-    assert len(BY_NAME) == len(EXPERIMENTS) == 86
+    assert len(BY_NAME) == len(EXPERIMENTS) == 88
     for experiment in EXPERIMENTS:
         assert {experiment.starts_from, experiment.same_as} <= {"", *BY_NAME}
     for table in TABLES:
