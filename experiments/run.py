@@ -159,9 +159,12 @@ class Run:
         if any(reasons):
             return " ".join(filter(None, reasons))
         if self.start and not (self.root / self.start).is_file():
-            return (
-                f"it starts from {self.experiment.starts_from}, whose weights are not here, or from a file "
-                f"of your own, {self.experiment.weights[0]} in {dataset_root().absolute()}"
+            own = [
+                f", or from a file of your own, {name} in {dataset_root().absolute()}"
+                for name in self.experiment.weights[:1]
+            ]
+            return "".join(
+                [f"it starts from {self.experiment.starts_from}, whose weights are not here", *own]
             )
         return ""
 
