@@ -82,6 +82,9 @@ def judge(claim, records):
     sign = -1 if claim.metric.lower else 1
     if max(sign * statistics.mean(one) for one in values) <= sign * claim.learned:
         return Verdict(UNDECIDED, "neither has learned yet", **made)
+    folds = BY_NAME[claim.experiments[0]].folds
+    if (done := min(map(len, values[: len(claim.experiments)]))) < folds:
+        return Verdict(UNDECIDED, f"{done} of {folds} folds", **made)
     found = _difference(claim, scale, records, values)
     if found is None:
         return Verdict(UNDECIDED, "one seed", **made)

@@ -159,19 +159,30 @@ def out_of_fold(against=None, **more):
     return Claim("it is better", names, metric, 20.0, against=against, **more)
 
 
+def five_folds(name, *dice, **last):
+    """Records of five folds with one patient each, p0 to p4; `last` is of the last one."""
+    return [fold(name, i, {f"p{i}": one}, **(last if i == 4 else {})) for i, one in enumerate(dice)]
+
+
 def test_patients_are_compared_one_by_one():
-    one = [fold("mri-folds-isounet", 0, {"a": 92.0, "b": 34.0}), fold("mri-folds-isounet", 1, {"c": 66.0})]
-    other = [fold("mri-folds-unet-bn", 0, {"a": 90.0, "b": 30.0}), fold("mri-folds-unet-bn", 1, {"c": 60.0})]
+    one = five_folds("mri-folds-isounet", 92.0, 34.0, 66.0, 54.0, 64.0)
+    other = five_folds("mri-folds-unet-bn", 90.0, 30.0, 60.0, 50.0, 60.0)
     found = judge(out_of_fold(), toy_records(*one, *other))
-    # differences 2, 4, 6: mean 4, standard error 2 / sqrt(3), t of two degrees of freedom 4.30265
-    half = 4.30265 * 2 / 3**0.5
+    # differences 2, 4, 6, 4, 4: mean 4, standard error sqrt(2 / 5), t of four degrees of freedom 2.77645
+    half = 2.77645 * (2 / 5) ** 0.5
     assert found.interval == pytest.approx((4 - half, 4 + half), rel=1e-5)
-    assert (found.n, found.basis, found.verdict) == ("3", "patients", "undecided")
-    # a patient that only one of them has is left out; a fold that diverged makes it a matter of seeds
-    assert judge(out_of_fold(), toy_records(*one, other[0])).n == "2"
-    other[1] = fold("mri-folds-unet-bn", 1, {"c": 60.0}, diverged=3)
+    assert (found.n, found.basis, found.verdict) == ("5", "patients", "holds")
+    # a fold that diverged makes it a matter of seeds
+    other = five_folds("mri-folds-unet-bn", 90.0, 30.0, 60.0, 50.0, 60.0, diverged=3)
     found = judge(out_of_fold(), toy_records(*one, *other))
-    assert found.basis == "seeds" and found.values[1] == (60.0, 0.0)
+    assert found.basis == "seeds" and found.values[1] == (90.0, 30.0, 60.0, 50.0, 0.0)
+
+
+def test_some_folds_decide_nothing():
+    one = five_folds("mri-folds-isounet", 92.0, 34.0, 66.0, 54.0, 64.0)
+    other = five_folds("mri-folds-unet-bn", 12.0, 4.0, 6.0, 4.0)
+    assert str(judge(out_of_fold(), toy_records(*one, *other))) == "undecided (4 of 5 folds)"
+    assert str(judge(out_of_fold(against=1.0), toy_records(*one[:3]))) == "undecided (3 of 5 folds)"
 
 
 def test_detectors_with_one_seed_are_compared_on_draws_of_the_images():
@@ -190,8 +201,8 @@ def test_detectors_with_one_seed_are_compared_on_draws_of_the_images():
 
 
 def test_a_claim_can_be_about_a_published_figure():
-    folds = [fold("mri-folds-isounet", 0, {"a": 84.0, "b": 86.0, "c": 88.0})]
+    folds = five_folds("mri-folds-isounet", 86.0, 88.0, 90.0, 88.0, 88.0)
     found = judge(out_of_fold(against=80.0), toy_records(*folds))
-    half = 4.30265 * 2 / 3**0.5
-    assert found.interval == pytest.approx((6 - half, 6 + half), rel=1e-5) and found.verdict == "holds"
+    half = 2.77645 * (2 / 5) ** 0.5
+    assert found.interval == pytest.approx((8 - half, 8 + half), rel=1e-5) and found.verdict == "holds"
     assert judge(out_of_fold(against=92.0), toy_records(*folds)).verdict == "does not hold"
