@@ -158,14 +158,9 @@ def scores(records, metric):
 
 
 def patients_of(records):
-    """dict[str, float]: patient -> volume Dice in percent out of fold; {} where there are no folds.
-
-    Empty, too, if a training has diverged, since its patients would be left out of a mean.
-    """
+    """dict[str, float]: patient -> volume Dice in percent out of fold; {} where there are no folds."""
     folds = [record for record in records if BY_NAME[record["experiment"]].folds]
-    if any(record["diverged_at"] is not None for record in folds):
-        return {}
-    parts = [found for record in folds for found in record["patients"].values()]
+    parts = [found for record in folds for found in record.get("patients", {}).values()]
     return {name: dice for part in parts for name, dice in part.items()}
 
 
@@ -225,7 +220,10 @@ def _patients(folder, test_names):
 
 
 def _resampled(folder, final):
-    """dict[str, dict[str, list[float]]]: data set of boxes -> AP, AP50 -> percent on draws of its images."""
+    """dict[str, dict[str, list[float]]]: data set of boxes -> AP, AP50 -> percent on draws of its images.
+
+    Chips of one image count as images, so that draws of a set with several of an image spread too little.
+    """
     found = {}
     for dataset in [name for name, metrics in final.items() if "AP" in metrics]:
         try:

@@ -207,6 +207,8 @@ def missing(name, root, load=False):
         root (Path): of the data sets; another one is looked at again.
         load (bool): read it and count its images; without, only its folder is looked for.
     """
+    if "_chips_" in name and (fault := missing(name.replace("chips_", ""), root, load)):
+        return fault
     known = (source for start, source in SOURCES.items() if name.startswith(start))
     folders, advice = next(known, ([], "get the others"))
     present = not folders or any((root / folder).is_dir() for folder in folders)
@@ -216,8 +218,7 @@ def missing(name, root, load=False):
         found = len(DatasetCatalog.get(name))
     except (KeyError, OSError, ValueError) as error:
         return str(error.args[0] if isinstance(error, KeyError) else error)
-    # chips follow from the objects of whichever images there are
-    expected = found if "_chips_" in name else IMAGES.get(name, found)
+    expected = IMAGES.get(name, found)
     if found == expected:
         return ""
     return f"{name} has {found:,} of its {expected:,} images in {root.absolute()}: {advice}"

@@ -22,12 +22,13 @@ RULE = (
     "the whole interval is on its side, and *does not hold* if the whole interval is on the other. The side "
     'of "better", "help" and "reaches" begins at 0, that of "on par" at 1 point worse (Dice loss: 0.01). '
     "Everything else is *undecided*; so is a comparison of networks of which neither has learned anything "
-    f"yet. The interval comes from, in this order: *{PATIENTS}*, the differences of all patients that both "
-    f"networks have measured out of fold (paired t); *{SEEDS}*, two or more on both sides (Welch's t); "
-    f"*{POOLED}*, if one side has a single seed: the variance between seeds of all experiments of that table "
-    f"that have several, pooled, which supposes that the seeds of all of them spread alike; *{IMAGES}*, if "
-    "there are none, of detectors: 200 draws of the test images, the same for both (bootstrap), which says "
-    "nothing of other seeds. A training that diverged counts as one that has learned nothing."
+    f"yet. The interval comes from, in this order: *{PATIENTS}*, their differences out of fold (paired t), "
+    f"which says nothing of other trainings, and takes a published mean as exact; *{SEEDS}*, two or more on "
+    f"both sides (Welch's t); *{POOLED}*, if one side has a single seed: the variance between seeds of all "
+    "experiments of that table that have several, pooled, which supposes that the seeds of all of them "
+    f"spread alike; *{IMAGES}*, if there are none, of detectors: 200 draws of the test images, the same for "
+    "both (bootstrap), which says nothing of other seeds. A training that diverged counts as one that has "
+    "learned nothing."
 )
 
 
@@ -83,7 +84,7 @@ def judge(claim, records):
     if max(sign * statistics.mean(one) for one in values) <= sign * claim.learned:
         return Verdict(UNDECIDED, "neither has learned yet", **made)
     folds = BY_NAME[claim.experiments[0]].folds
-    if (done := min(map(len, values[: len(claim.experiments)]))) < folds:
+    if folds and (done := min(map(_folds_with_patients, found))) < folds:
         return Verdict(UNDECIDED, f"{done} of {folds} folds", **made)
     found = _difference(claim, scale, records, values)
     if found is None:
@@ -99,15 +100,12 @@ def judge(claim, records):
 
 def _difference(claim, scale, records, values):
     """Interval of the one minus the other, what it comes from and how many these are; None without spread."""
-    patients = [patients_of(records_of(BY_NAME[name], scale, records)) for name in claim.experiments]
-    if all(patients) and claim.metric.name == "volume_dice_mean":
-        if claim.against is not None:
-            differences = [dice - claim.against for dice in patients[0].values()]
-        else:
-            one, other = patients
-            differences = [one[name] - other[name] for name in one.keys() & other.keys()]
-        if len(differences) > 1:
-            return mean_interval(differences), PATIENTS, str(len(differences))
+    sides = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
+    if BY_NAME[claim.experiments[0]].folds:
+        one, *others = map(patients_of, sides)
+        other = others[0] if others else dict.fromkeys(one, claim.against)
+        differences = [one[name] - other[name] for name in one.keys() & other.keys()]
+        return mean_interval(differences), PATIENTS, str(len(differences))
     counts = ", ".join(dict.fromkeys(str(len(one)) for one in values))
     if min(map(len, values)) > 1:
         return interval(*values), SEEDS, counts
@@ -115,9 +113,13 @@ def _difference(claim, scale, records, values):
     groups = [scores(records_of(one, scale, records), claim.metric) for one in table.experiments]
     if found := pooled_interval(*values, [group for group in groups if len(group) > 1]):
         return found, POOLED, counts
-    sides = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
-    found = paired_interval(*sides, claim.metric) if claim.against is None else None
+    found = paired_interval(*sides, claim.metric)
     return found and (found, IMAGES, counts)
+
+
+def _folds_with_patients(records):
+    """int: how many folds have ended and hold patients; one that diverged has none to compare."""
+    return sum(record["diverged_at"] is None and bool(record.get("patients")) for record in records)
 
 
 def interval(one, other):
@@ -176,7 +178,7 @@ def paired_interval(one, other, metric):
 def verdict_table(records, short=False):
     """str: the claims, what the report says, what our runs say and the verdict, a table in markdown.
 
-    `records` is as of `judge`. `short`: only the claims that are decided and marked for the README.
+    `records` is as of `judge`. `short`: only the measured claims that are marked for the README.
     """
     rows = []
     for claim in read_claims():
@@ -192,8 +194,6 @@ def verdict_table(records, short=False):
             "difference": " to ".join(f"{value:+.{digits}f}" for value in verdict.interval) or "-",
             "verdict": str(verdict),
         }
-        if not short:
+        if not short or (claim.front and measured):
             rows.append(row)
-        elif claim.front and measured:
-            rows.append({**row, "ours": f"{row['ours']} ({row.pop('scale')})"})
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

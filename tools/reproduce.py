@@ -89,21 +89,25 @@ def choose(args):
             for one in experiments
             if any(fnmatch.fnmatchcase(one.name, name) for name in args.experiments)
         ]
-        if not experiments:
-            names = " or ".join(args.experiments)
-            sys.exit(f"error: no experiment is named {names}; --list names those there are")
+        names = [one.name for one in in_order() if args.what in (one.group, "all")]
+        unknown = [name for name in args.experiments if not fnmatch.filter(names, name)]
+        if unknown:
+            sys.exit(f"error: no experiment is named {' or '.join(unknown)}; --list names those there are")
 
     def seeds(one):  # so many stands for all folds, where there are folds
         if not one.folds:
             return args.seeds
         return range(1, one.folds + 1) if isinstance(args.seeds, range) else args.seeds
 
-    return [
+    runs = [
         Run(one, args.scale, seed, ROOT, args.device or "")
         for seed in dict.fromkeys(seed for one in experiments for seed in seeds(one))
         for one in experiments
         if seed in seeds(one) and (not one.folds or seed <= one.folds)
     ]
+    if not runs:
+        sys.exit(f"error: {experiments[0].name} has the seeds 1 to {experiments[0].folds}, one for each fold")
+    return runs
 
 
 def main(argv=None):

@@ -53,16 +53,27 @@ class MissingSequences(A.ImageOnlyTransform):
     Albumentations has no such transform. A random subset of the other channels, not empty, gets the source.
 
     Args:
-        source (int): the channel that is always there; of the LGG set 1, FLAIR.
+        source (int): the channel that is always there, from 0; of the LGG set 1, FLAIR.
         p (float): share of the images that are changed.
+
+    Raises:
+        ValueError: source is no such number; in a call, the image has no such channel or no other.
     """
 
     def __init__(self, source=1, p=0.5):
         super().__init__(p=p)
+        if type(source) is not int or source < 0:
+            raise ValueError(f"source must be the number of a channel, from 0, got {source!r}")
         self.source = source
 
     def get_params_dependent_on_data(self, params, data):
-        others = [channel for channel in range(params["shape"][-1]) if channel != self.source]
+        channels = params["shape"][2] if len(params["shape"]) == 3 else 1
+        if channels < max(2, self.source + 1):
+            raise ValueError(
+                f"MissingSequences with source {self.source} needs images with that channel and another, "
+                f"got {channels} channel{'s' if channels > 1 else ''}"
+            )
+        others = [channel for channel in range(channels) if channel != self.source]
         return {"missing": self.py_random.sample(others, self.py_random.randint(1, len(others)))}
 
     def apply(self, img, missing, **params):

@@ -27,8 +27,12 @@ WORTH_A_LAUNCH, MOST_ADDED = 2**28, 0.5
 
 @functools.lru_cache(maxsize=256)
 def fits(stride, groups, shape, mode):
-    """Whether layers can be padded here: channels in eights, no groups, nothing to rearrange first."""
-    return groups == 1 and shape[0] % 8 == shape[1] % 8 == 0 and _form(stride, shape, mode) is not None
+    """Whether layers can be padded here: channels in eights, no groups, nothing to rearrange first.
+
+    Nor kernels of more than 11x11, whose pairs of taps would take a table of many megabytes.
+    """
+    eights = shape[0] % 8 == shape[1] % 8 == 0
+    return groups == 1 and eights and math.prod(shape[2:]) <= 121 and _form(stride, shape, mode) is not None
 
 
 def half_squares(mode, tf32, layers, order, weights, grad):

@@ -59,5 +59,16 @@ def test_missing_sequences_are_replaced_by_the_one_that_is_there():
         found.add(replaced)
     assert found == {(0,), (2,), (0, 2)}
     assert (image == np.arange(24).reshape(2, 4, 3)).all()
+    for shape, text in (
+        ((2, 4), "got 1 channel"),
+        ((2, 4, 1), "got 1 channel"),
+        ((2, 4, 2), "got 2 channels"),
+    ):
+        need = compose(build_transforms([["MissingSequences", {"source": 2, "p": 1.0}]]), with_boxes=False)
+        with pytest.raises(ValueError, match=text):
+            need(image=np.zeros(shape, np.uint8))
+    for source in (-1, "1", True):
+        with pytest.raises(ValueError, match=r"MissingSequences cannot be made with .* number of a channel"):
+            build_transforms([["MissingSequences", {"source": source}]])
     never = compose(build_transforms([["MissingSequences", {"p": 0.0}]]), with_boxes=False)
     assert (never(image=image)["image"] == image).all()

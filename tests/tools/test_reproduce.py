@@ -73,6 +73,8 @@ def test_in_small_two_run_side_by_side(tool):
     ("words", "message"),
     [
         (["all", "--experiments", "nothing*"], "no experiment is named nothing*"),
+        (["mri", "--experiments", "mri-*", "no"], "no experiment is named no;"),
+        (["mri", "--experiments", "mri-folds-*", "--seeds", "7", "7"], "has the seeds 1 to 5, one for each"),
         (["all", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["all", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["all", "--seeds", "1", "two"], "--seeds must be whole numbers, got 1 two"),

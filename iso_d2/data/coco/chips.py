@@ -1,12 +1,13 @@
 """Square chips of the person/bicycle/car subset, each around one object: real images that a CPU can learn.
 
-    coco_pbc_chips_train        one around every object of coco_pbc_train with a side of 48 pixels or more
+    coco_pbc_chips_train        one around every object of coco_pbc_train whose longer side is 48 pixels or
+                                more and less than the shorter side of its image
     coco_pbc_chips_test         the same of coco_pbc_test
-    coco_pbc_chips_test_large   the same of coco_pbc_test_large, the largest object of an image alone
+    coco_pbc_chips_test_large   the same of coco_pbc_test_large, the largest such object of an image alone
 
 In whole images most objects are small, and a detector that starts from nothing needs far more images to
-find any. In a chip one object is from half to three quarters of the side, wherever the chip's edges fall.
-Chips are cut on first use, into the cache.
+find any. In a chip one object is from half to three quarters of the side, wherever the chip's edges fall, or
+more where the image is too small for that. Chips are cut on first use, into the cache.
 """
 
 import functools
@@ -50,7 +51,7 @@ def chips_of(record, largest=False):
         x, y, width, height = one["bbox"]
         side = min(round(draw(*SIDES) * max(width, height)), shorter)
         left, top = (
-            round(draw(max(0, start + length - side), min(start, whole - side)))
+            min(max(0, round(draw(max(0, start + length - side), min(start, whole - side)))), whole - side)
             for start, length, whole in ((x, width, record["width"]), (y, height, record["height"]))
         )
         seen = (_seen(other, left, top, side) for other in record["annotations"])
@@ -79,13 +80,12 @@ def _seen(annotation, left, top, side):
 
 def load_chips(split):
     """list[dict]: the dataset dicts of ``coco_pbc_chips_<split>``; chips are cut if they are not there."""
-    records = DatasetCatalog.get(f"coco_pbc_{split}")
     chips = [
-        (record["file_name"], chip)
-        for record in records
+        (record, chip)
+        for record in DatasetCatalog.get(f"coco_pbc_{split}")
         for chip in chips_of(record, largest=split == "test_large")
     ]
-    content = [[name.rsplit("/", 1)[-1], chip] for name, chip in chips]
+    content = [[record["file_name"].rsplit("/", 1)[-1], chip] for record, chip in chips]
     folder = cached(
         f"coco_pbc_chips_{split}-{short_hash([SIDE, content])}", functools.partial(_cut, chips=chips)
     )
@@ -95,9 +95,15 @@ def load_chips(split):
 def _cut(folder, chips):
     (folder / "images").mkdir()
     images, annotations = [], []
-    for number, (file_name, chip) in enumerate(chips, 1):
+    for number, (record, chip) in enumerate(chips, 1):
         left, top, side = chip["box"]
-        pixels = read_image(file_name, "BGR")[top : top + side, left : left + side]
+        image = read_image(record["file_name"], "BGR")
+        if image.shape[:2] != (record["height"], record["width"]):
+            raise ValueError(
+                f"{record['file_name']} has {image.shape[1]}x{image.shape[0]} pixels, and "
+                f"{record['width']}x{record['height']} by the annotations: take the original image"
+            )
+        pixels = image[top : top + side, left : left + side]
         pixels = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         name = f"{number:05d}.jpg"
         if not cv2.imwrite(str(folder / "images" / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 95]):

@@ -65,7 +65,9 @@ def test_what_is_hardly_seen_or_small_is_a_crowd_and_what_is_outside_is_not_ther
     assert chip["annotations"][4]["bbox"] == pytest.approx([112, 16, 48, 48])  # 30 of its 40 pixels are seen
 
 
-def test_the_registered_set_is_cut_from_the_images(tmp_path, monkeypatch):
+@pytest.fixture
+def write_set(tmp_path, monkeypatch):
+    """A function that writes coco_pbc_test, one image of 300x200 pixels; the annotations say a width."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setenv("ISO_D2_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "coco"
@@ -74,14 +76,22 @@ def test_the_registered_set_is_cut_from_the_images(tmp_path, monkeypatch):
     image = np.zeros((200, 300, 3), np.uint8)
     image[50:150, 100:160] = (0, 0, 255)
     cv2.imwrite(str(folder / "val2017" / "a.png"), image)
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 200, "width": 300}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [100, 50, 60, 100], "area": 6000, "iscrowd": 0}
-        ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(("person", "bicycle", "car"), 1)],
-    }
-    (folder / "annotations" / "instances_person_bicycle_car_test55.json").write_text(json.dumps(content))
+
+    def write(width):
+        box = {"bbox": [100, 50, 60, 100], "area": 6000, "iscrowd": 0}
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "height": 200, "width": width}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 3, **box}],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(("person", "bicycle", "car"), 1)],
+        }
+        file = folder / "annotations" / "instances_person_bicycle_car_test55.json"
+        file.write_text(json.dumps(content))
+
+    return write
+
+
+def test_the_registered_set_is_cut_from_the_images(write_set):
+    write_set(width=300)
     (chip,) = DatasetCatalog.get("coco_pbc_chips_test")
     assert (chip["height"], chip["width"], len(chip["annotations"])) == (SIDE, SIDE, 1)
     pixels = cv2.imread(chip["file_name"])
@@ -90,3 +100,9 @@ def test_the_registered_set_is_cut_from_the_images(tmp_path, monkeypatch):
     np.testing.assert_allclose(red.min(0), [y, x], atol=2)
     np.testing.assert_allclose(red.max(0) + 1, [y + height, x + width], atol=2)
     assert chip["annotations"][0]["category_id"] == 2
+
+
+def test_an_image_of_another_size_than_its_annotations_is_named(write_set):
+    write_set(width=290)
+    with pytest.raises(ValueError, match=r"a\.png has 300x200 pixels, and 290x200 by the annotations"):
+        DatasetCatalog.get("coco_pbc_chips_test")
