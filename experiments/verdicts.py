@@ -111,9 +111,10 @@ def _difference(claim, scale, records, values):
         return interval(*values), SEEDS, counts
     table = next(table for table in TABLES if table.name == BY_NAME[claim.experiments[0]].table)
     groups = [scores(records_of(one, scale, records), claim.metric) for one in table.experiments]
-    if found := pooled_interval(*values, [group for group in groups if len(group) > 1]):
+    groups = [group for group in groups if len(group) > 1]
+    if claim.against is None and (found := pooled_interval(*values, groups)):
         return found, POOLED, counts
-    found = paired_interval(*sides, claim.metric)
+    found = paired_interval(*sides, claim.metric) if claim.against is None else None
     return found and (found, IMAGES, counts)
 
 

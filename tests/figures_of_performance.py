@@ -11,9 +11,9 @@ def load(name):
     return json.loads((ROOT / "results" / name).read_text())
 
 
-def bench(part, table, *cells):
-    """Figures of a table of results/benchmark_cpu.json at (row, column); of a distribution its median."""
-    rows = BENCHMARK[part]["tables"][table]["rows"]
+def bench(part, table, *cells, file=None):
+    """Figures of a table at (row, column), of a distribution its median; `file`: parts; None: BENCHMARK."""
+    rows = (file or BENCHMARK)[part]["tables"][table]["rows"]
     values = [rows[row][column] for row, column in cells]
     return [value["median"] if isinstance(value, dict) else value for value in values]
 
@@ -23,6 +23,7 @@ def floats(text):
 
 
 BENCHMARK = load("benchmark_cpu.json")["parts"] | load("gpu_counts.json")["parts"]
+AVX2 = load("benchmark_cpu_avx2.json")["parts"]
 PRODUCTS, FLOOR = "1e9 multiply-adds", "floor, ms"
 OURS, RATIO, SAVED, LAUNCHES = (0, "ms"), "ours over it", "saved, MiB", (0, "launches")
 WIDTHS = bench(
@@ -70,6 +71,13 @@ PERFORMANCE = [
     ("takes #, with Detectron2's clipping #", bench("launches", 2, (1, "launches"), (1, "Detectron2's"))),
     ("| # ms | # ms in the paper's form |", bench("penalty", 0, (1, "ms"), (0, "ms"))),
     ("# times as fast (`exact`: #) |", bench("penalty", 0, (1, "times as fast"), (2, "times as fast"))),
+    (
+        "the penalty is # times as fast; the step takes # of batch norm's, # of frozen batch norm's, # of group "
+        "norm's; inference # of frozen batch norm's",
+        bench("penalty", 0, (1, "times as fast"), file=AVX2)
+        + bench("step", 0, (1, RATIO), (2, RATIO), (3, RATIO), file=AVX2)
+        + bench("inference", 0, (4, RATIO), file=AVX2),
+    ),
     ("| # ms | # ms, ResNet-50 with batch norm | # |", bench("step", 0, OURS, (1, "ms"), (1, RATIO))),
     ("| # ms | # ms, frozen batch norm | # | none", bench("step", 0, OURS, (2, "ms"), (2, RATIO))),
     ("| # ms | # ms, group norm | # |", bench("step", 0, OURS, (3, "ms"), (3, RATIO))),
