@@ -72,8 +72,8 @@ PERFORMANCE = [
     ("| # ms | # ms in the paper's form |", bench("penalty", 0, (1, "ms"), (0, "ms"))),
     ("# times as fast (`exact`: #) |", bench("penalty", 0, (1, "times as fast"), (2, "times as fast"))),
     (
-        "the penalty is # times as fast; the step takes # of batch norm's, # of frozen batch norm's, # of group "
-        "norm's; inference # of frozen batch norm's",
+        "the penalty is # times as fast; the step takes # of batch norm's, # of frozen batch norm's, # of "
+        "group norm's; inference # of frozen batch norm's",
         bench("penalty", 0, (1, "times as fast"), file=AVX2)
         + bench("step", 0, (1, RATIO), (2, RATIO), (3, RATIO), file=AVX2)
         + bench("inference", 0, (4, RATIO), file=AVX2),
