@@ -122,6 +122,11 @@ BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 GROUPS = tuple(dict.fromkeys(experiment.group for experiment in EXPERIMENTS))
 
 
+def in_fold(text, seed):
+    """str: the text with the fold of a seed, of an experiment with folds, in place of {fold}."""
+    return text.replace("{fold}", str(seed - 1))
+
+
 def in_order():
     """list[Experiment]: all, as they are run: the report's own first."""
     return sorted(EXPERIMENTS, key=lambda experiment: not experiment.report)

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from iso_d2.files import write_atomically
 from iso_d2.provenance import hardware, versions
 
-from .experiment import BY_NAME
+from .experiment import BY_NAME, in_fold
 from .isometry import isometry_of
 from .models import parameters_and_flops
 from .resampling import resampled_ap
@@ -137,7 +137,7 @@ def value_of(record, metric):
     """float or None: a metric of a run at its end; None if it diverged or has none."""
     if record["diverged_at"] is not None:
         return None
-    dataset = metric.dataset.replace("{fold}", str(record["seed"] - 1))
+    dataset = in_fold(metric.dataset, record["seed"])
     if metric.last > 1:
         points = record["evaluations"].get(dataset, [])[-metric.last :]
         return statistics.mean(point["metrics"][metric.name] for point in points) if points else None

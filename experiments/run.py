@@ -18,7 +18,7 @@ from iso_d2.data.lgg import PATIENTS
 from iso_d2.data.lgg import SOURCE as LGG_SOURCE
 from iso_d2.engine.setup import load_config
 
-from .experiment import Experiment
+from .experiment import Experiment, in_fold
 
 # In the folder of an experiment that others start from
 BACKBONE_FILE = "backbone.pth"
@@ -62,11 +62,6 @@ class Run:
         return f"{self.experiment.name} seed {self.seed}"
 
     @property
-    def fold(self):
-        """int: which part of the patients it is measured on, if its experiment has folds."""
-        return self.seed - 1
-
-    @property
     def setting(self):
         """Setting: how it is trained; a string, the reason, if it is not at this scale."""
         return self.experiment.settings[self.scale]
@@ -96,7 +91,7 @@ class Run:
         """list[str]: KEY VALUE pairs of the training."""
         device = self.device or ("" if self.scale == "full" else "cpu")
         pairs = ["OUTPUT_DIR", str(self.folder), "SEED", str(self.seed)]
-        own = [option.replace("{fold}", str(self.fold)) for option in self.setting.options]
+        own = [in_fold(option, self.seed) for option in self.setting.options]
         pairs += [*(["MODEL.DEVICE", device] if device else []), *own]
         return [*pairs, "MODEL.WEIGHTS", self.start] if self.start else pairs
 

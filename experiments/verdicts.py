@@ -71,8 +71,8 @@ def read_claims():
 def judge(claim, records):
     """Verdict: on a claim, by RULE; `records` is scale -> experiment -> list of records."""
     for scale in SCALES:
-        found = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
-        values = [scores(group, claim.metric) for group in found]
+        sides = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
+        values = [scores(side, claim.metric) for side in sides]
         if claim.against is not None:
             values.append((claim.against,))
         if all(values):
@@ -84,12 +84,12 @@ def judge(claim, records):
     if max(sign * statistics.mean(one) for one in values) <= sign * claim.learned:
         return Verdict(UNDECIDED, "neither has learned yet", **made)
     folds = BY_NAME[claim.experiments[0]].folds
-    if folds and (done := min(map(_folds_with_patients, found))) < folds:
+    if folds and (done := min(map(_folds_with_patients, sides))) < folds:
         return Verdict(UNDECIDED, f"{done} of {folds} folds", **made)
-    found = _difference(claim, scale, records, values)
-    if found is None:
+    difference = _difference(claim, scale, records, sides, values)
+    if difference is None:
         return Verdict(UNDECIDED, "one seed", **made)
-    (low, high), made["basis"], made["n"] = found
+    (low, high), made["basis"], made["n"] = difference
     low, high = made["interval"] = (low, high) if sign > 0 else (-high, -low)
     if low >= -claim.margin:
         return Verdict(HOLDS, "", **made)
@@ -98,9 +98,8 @@ def judge(claim, records):
     return Verdict(UNDECIDED, "within the spread", **made)
 
 
-def _difference(claim, scale, records, values):
+def _difference(claim, scale, records, sides, values):
     """Interval of the one minus the other, what it comes from and how many these are; None without spread."""
-    sides = [records_of(BY_NAME[name], scale, records) for name in claim.experiments]
     if BY_NAME[claim.experiments[0]].folds:
         one, *others = map(patients_of, sides)
         other = others[0] if others else dict.fromkeys(one, claim.against)
@@ -109,12 +108,13 @@ def _difference(claim, scale, records, values):
     counts = ", ".join(dict.fromkeys(str(len(one)) for one in values))
     if min(map(len, values)) > 1:
         return interval(*values), SEEDS, counts
+    if claim.against is not None:
+        return None
     table = next(table for table in TABLES if table.name == BY_NAME[claim.experiments[0]].table)
     groups = [scores(records_of(one, scale, records), claim.metric) for one in table.experiments]
-    groups = [group for group in groups if len(group) > 1]
-    if claim.against is None and (found := pooled_interval(*values, groups)):
+    if found := pooled_interval(*values, [group for group in groups if len(group) > 1]):
         return found, POOLED, counts
-    found = paired_interval(*sides, claim.metric) if claim.against is None else None
+    found = paired_interval(*sides, claim.metric)
     return found and (found, IMAGES, counts)
 
 

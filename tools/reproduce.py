@@ -84,26 +84,28 @@ def choose(args):
     """The runs of a command line, seed by seed so that every experiment has one record before any has two."""
     experiments = [one for one in in_order() if args.what in (one.group, "all")]
     if args.experiments:
+        unknown = [
+            name for name in args.experiments if not fnmatch.filter([e.name for e in experiments], name)
+        ]
+        if unknown:
+            sys.exit(f"error: no experiment is named {' or '.join(unknown)}; --list names those there are")
         experiments = [
             one
             for one in experiments
             if any(fnmatch.fnmatchcase(one.name, name) for name in args.experiments)
         ]
-        names = [one.name for one in in_order() if args.what in (one.group, "all")]
-        unknown = [name for name in args.experiments if not fnmatch.filter(names, name)]
-        if unknown:
-            sys.exit(f"error: no experiment is named {' or '.join(unknown)}; --list names those there are")
 
     def seeds(one):  # so many stands for all folds, where there are folds
         if not one.folds:
             return args.seeds
-        return range(1, one.folds + 1) if isinstance(args.seeds, range) else args.seeds
+        folds = range(1, one.folds + 1)
+        return folds if isinstance(args.seeds, range) else [seed for seed in args.seeds if seed in folds]
 
     runs = [
         Run(one, args.scale, seed, ROOT, args.device or "")
         for seed in dict.fromkeys(seed for one in experiments for seed in seeds(one))
         for one in experiments
-        if seed in seeds(one) and (not one.folds or seed <= one.folds)
+        if seed in seeds(one)
     ]
     if not runs:
         sys.exit(f"error: {experiments[0].name} has the seeds 1 to {experiments[0].folds}, one for each fold")

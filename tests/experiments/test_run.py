@@ -27,7 +27,7 @@ def test_every_experiment_has_a_config_that_can_be_resumed(run):
     assert names <= set(DatasetCatalog.list()) and run.train_set in IMAGES
     tables = [table for table in TABLES if table.name == run.experiment.table]
     measured = {
-        metric.dataset.replace("{fold}", str(run.fold)) for table in tables for metric in table.metrics
+        metric.dataset.replace("{fold}", str(run.seed - 1)) for table in tables for metric in table.metrics
     }
     assert run.experiment.table == PRETRAINING or measured & names
 

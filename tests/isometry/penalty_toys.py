@@ -1,5 +1,7 @@
 """What the tests of the penalty's cost share."""
 
+import contextlib
+
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -22,6 +24,20 @@ class Calls(TorchDispatchMode):
             self.names.append(name)
             self.devices.append(kwargs.get("device"))
         return kwargs["out"] if self.skipping and "mm" in name and "out" in kwargs else func(*args, **kwargs)
+
+
+def rounded_products(monkeypatch, module):
+    """A list that gets the name of every product computed within TF32, for which `module` has a stand-in."""
+    rounded = []
+
+    @contextlib.contextmanager
+    def counted(device, tf32=False):
+        with Calls() as calls:
+            yield
+        rounded.extend(name for name in calls.names if tf32 and "mm" in name)
+
+    monkeypatch.setattr(module, "matmul_precision", counted)
+    return rounded
 
 
 def resnet50_shapes(width):

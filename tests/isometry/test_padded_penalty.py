@@ -1,12 +1,11 @@
 """The penalty as a GPU computes it, layers of several shapes padded to common ones, on a CPU."""
 
-import contextlib
 import importlib
 import math
 
 import pytest
 import torch
-from penalty_toys import Calls, resnet50_shapes
+from penalty_toys import Calls, resnet50_shapes, rounded_products
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -151,15 +150,8 @@ def test_launches_and_multiply_adds_stay_within_a_budget(on_gpu):
 
 
 def test_only_the_products_of_the_gradient_are_rounded(monkeypatch, on_gpu):
-    rounded, convs = [], [conv(8, 16, 3), conv(8, 8, 1), conv(8, 8, 3, stride=2)]
-
-    @contextlib.contextmanager
-    def counted(device, tf32=False):
-        with Calls() as calls:
-            yield
-        rounded.extend(name for name in calls.names if tf32 and "mm" in name)
-
-    monkeypatch.setattr(_padded, "matmul_precision", counted)
+    convs = [conv(8, 16, 3), conv(8, 8, 1), conv(8, 8, 3, stride=2)]
+    rounded = rounded_products(monkeypatch, _padded)
     orthogonality_losses(convs)
     assert not rounded
     orthogonality_losses(convs, precision="tf32")

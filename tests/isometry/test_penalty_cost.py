@@ -1,13 +1,12 @@
 """What the penalty costs, counted and not timed, and its random subset of frequencies."""
 
-import contextlib
 import copy
 import itertools
 import math
 
 import pytest
 import torch
-from penalty_toys import Calls, resnet50_shapes
+from penalty_toys import Calls, resnet50_shapes, rounded_products
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -208,15 +207,7 @@ def test_the_draw_is_on_the_device_of_the_weights():
 @pytest.mark.parametrize("layer", [conv(3, 5, 3), conv(4, 4, 1), conv(4, 6, 3, stride=2)], ids=str)
 def test_only_the_products_of_the_gradient_are_rounded(monkeypatch, layer):
     """With a precision of our own in the place of TF32: products within it are counted."""
-    rounded = []
-
-    @contextlib.contextmanager
-    def counted(device, tf32=False):
-        with Calls() as calls:
-            yield
-        rounded.extend(name for name in calls.names if tf32 and "mm" in name)
-
-    monkeypatch.setattr(_orthogonality, "matmul_precision", counted)
+    rounded = rounded_products(monkeypatch, _orthogonality)
     orthogonality_losses([layer]).sum()
     assert not rounded
     orthogonality_losses([layer], precision="tf32")
