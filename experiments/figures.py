@@ -12,9 +12,7 @@ from .run import IMAGES
 from .samples import SAMPLES
 
 WHERE_FIGURES = "docs/figures"
-# Of which table's networks the isometry during the training is drawn, as ISOMETRY_FILE; and what is drawn:
-# title -> key of the record's "isometry" and a factor
-ISOMETRY_TABLE, ISOMETRY_FILE = "cifar10", "isometry_training_{}.png"
+# What is drawn of the isometry during a training: title -> key of the record's "isometry" and a factor
 PANELS = {
     "Largest singular value (median of the layers)": ("sigma_max_median", 1),
     "Singular values from 0.5 to 1.5, in % (mean of the layers)": ("near_mean", 100),
@@ -44,8 +42,8 @@ def write_figures(root, records):
             figure = kind(table, records, scale)
             if figure:
                 drawn.append(save(figure, folder / f"reproduction_{table.name}_{scale}.png"))
-            if table.name == ISOMETRY_TABLE and (layers := isometry_curves(table, records, scale)):
-                drawn.append(save(layers, folder / ISOMETRY_FILE.format(scale)))
+            if layers := isometry_curves(table, records, scale):
+                drawn.append(save(layers, folder / f"reproduction_isometry_{table.name}_{scale}.png"))
             if not figure or not table.samples:
                 continue
             try:

@@ -5,7 +5,7 @@ from tabulate import tabulate
 from iso_d2.files import write_atomically
 
 from .experiment import SCALES, TABLES
-from .figures import ISOMETRY_FILE, ISOMETRY_TABLE, WHERE_FIGURES, write_figures
+from .figures import WHERE_FIGURES, write_figures
 from .record import mean_text, read_records, records_of, value_of
 from .verdicts import RULE, verdict_table
 
@@ -153,8 +153,8 @@ def setups(table, scales, records):
 
 def pictures(root, table):
     """list[str]: the figures that there are of a table's runs."""
-    names = [f"reproduction_{kind}{table.name}_{scale}.png" for scale in SCALES for kind in ("", "samples_")]
-    names += [ISOMETRY_FILE.format(scale) for scale in SCALES if table.name == ISOMETRY_TABLE]
+    kinds = ("", "samples_", "isometry_")
+    names = [f"reproduction_{kind}{table.name}_{scale}.png" for scale in SCALES for kind in kinds]
     return [
         f"\n![{table.title}](../{WHERE_FIGURES}/{name})"
         for name in names

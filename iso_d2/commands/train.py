@@ -9,7 +9,6 @@ processes instead (torchrun --nproc-per-node N -m iso_d2.commands train ...); --
 import contextlib
 import datetime
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from ..engine import Trainer
 from ..engine.setup import find_config, join_processes, setup
 from ..files import write_atomically
 from ..provenance import RUNS, git_state, hardware, versions
-from . import as_typed
+from . import as_typed, fail
 
 
 def parse_args(argv):
@@ -36,7 +35,7 @@ def main(argv=None):
         if args.config_file:
             find_config(args.config_file)
     except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
+        fail(error)
     start(train, args, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
 
 
@@ -52,7 +51,10 @@ def start(run, argument, num_gpus, num_machines=1, machine_rank=0, dist_url="aut
 
 def train(args):
     """Run one process; `args` are those of Detectron2's ``default_argument_parser``."""
-    cfg = setup(args)
+    try:
+        cfg = setup(args)
+    except (AssertionError, FileNotFoundError, KeyError, ValueError) as error:
+        fail(error)
     if comm.is_main_process():
         record_run(Path(cfg.OUTPUT_DIR, RUNS), cfg.MODEL.DEVICE)
     if args.eval_only:

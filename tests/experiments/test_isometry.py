@@ -119,7 +119,7 @@ def test_the_report_shows_it_below_the_table(tmp_path):
     record = run("cifar10-resnet-bn", [{"sigma_max_median": 8.0}])
     records = {scale: {"cifar10-resnet-bn": [record]} if scale == "cpu" else {} for scale in SCALES}
     drawn, _ = write_figures(tmp_path, records)
-    assert [path.name for path in drawn] == ["reproduction_cifar10_cpu.png", "isometry_training_cpu.png"]
-    shown = [line.split("/")[-1].rstrip(")") for line in pictures(tmp_path, CIFAR10)]
-    assert shown == ["reproduction_cifar10_cpu.png", "isometry_training_cpu.png"]
+    names = ["reproduction_cifar10_cpu.png", "reproduction_isometry_cifar10_cpu.png"]
+    assert [path.name for path in drawn] == names
+    assert [line.split("/")[-1].rstrip(")") for line in pictures(tmp_path, CIFAR10)] == names
     assert not pictures(tmp_path, next(table for table in TABLES if table.name == "cifar100"))

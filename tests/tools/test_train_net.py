@@ -53,6 +53,20 @@ def test_evaluating_nothing(train_net, config_file):
         train_net.train(parse(config_file, "--eval-only", "--resume"))
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["SOLVER.BASE_RL", "0.1"], r"error: Non-existent key: SOLVER\.BASE_RL\. .*: SOLVER\.BASE_LR,"),
+        (["SOLVER.BASE_LR", "fast"], r"error: Type mismatch .*SOLVER\.BASE_LR"),
+        (["SOLVER.BASE_LR"], "error: Override list has odd length"),
+        (["MODEL.DEVICE", "gpu"], "error: MODEL.DEVICE must be cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_a_wrong_setting_needs_no_traceback(train_net, config_file, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        train_net.train(parse(config_file, *arguments))
+
+
 def test_nan_stops_the_training(train_net, config_file):
     with pytest.raises(FloatingPointError, match="diverged at iteration 1"):
         train_net.train(parse(config_file, "SOLVER.BASE_LR", "1e30"))
