@@ -188,7 +188,7 @@ def foreground_repeats(cfg, labels):
         list[int] or None: None if each comes once.
 
     Raises:
-        ValueError: the number is below 1, or above 1 without labels of pixels.
+        ValueError: the number is below 1, or above 1 without labels of pixels or with another sampler.
     """
     number = cfg.DATASETS.FOREGROUND_REPEATS
     if number < 1 or (number > 1 and labels is None):
@@ -198,6 +198,11 @@ def foreground_repeats(cfg, labels):
         )
     if number == 1:
         return None
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            "DATASETS.FOREGROUND_REPEATS above 1 needs DATALOADER.SAMPLER_TRAIN TrainingSampler, got "
+            f"{cfg.DATALOADER.SAMPLER_TRAIN}, which chooses images itself"
+        )
     return [number if bool(((pixels > 0) & (pixels < 255)).any()) else 1 for pixels in labels]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -65,7 +66,8 @@ class RunWriter(EventWriter):
 
     def close(self):
         if self._run is not None:
-            self._end()
+            # a training closes its writers on the way out of an error, too
+            self._end(failed=sys.exc_info()[0] is not None)
 
 
 class WandbWriter(RunWriter):
@@ -88,8 +90,8 @@ class WandbWriter(RunWriter):
     def _log(self, values, step):
         self._run.log({"iteration": step, **values})
 
-    def _end(self):
-        self._run.finish()
+    def _end(self, failed):
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflowWriter(RunWriter):
@@ -109,8 +111,8 @@ class MLflowWriter(RunWriter):
         values = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in values.items()}
         self._module.log_metrics(values, step=step)
 
-    def _end(self):
-        self._module.end_run()
+    def _end(self, failed):
+        self._module.end_run("FAILED" if failed else "FINISHED")
 
 
 WRITERS = {writer.package: writer for writer in (WandbWriter, MLflowWriter)}

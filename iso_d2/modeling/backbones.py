@@ -179,7 +179,8 @@ def build_isometrized_backbone(cfg, input_shape: ShapeSpec):
         IsometrizedBackbone
 
     Raises:
-        ValueError: no such builder; as of :func:`iso_d2.isometry.isometrize`.
+        ValueError: no such builder; images that its strides do not divide; as of
+            :func:`iso_d2.isometry.isometrize`.
     """
     cfg = with_iso_config(cfg)
     node = cfg.MODEL.ISOMETRIZED
@@ -188,6 +189,12 @@ def build_isometrized_backbone(cfg, input_shape: ShapeSpec):
             f"MODEL.ISOMETRIZED.BACKBONE must name another registered backbone, got {node.BACKBONE!r}"
         )
     backbone = BACKBONE_REGISTRY.get(node.BACKBONE)(cfg, input_shape)
+    divisor = max(backbone.size_divisibility, 1)
+    if node.IMAGE_SIZE < 1 or node.IMAGE_SIZE % divisor:
+        raise ValueError(
+            f"MODEL.ISOMETRIZED.IMAGE_SIZE must be a positive multiple of {divisor} for {node.BACKBONE}, got "
+            f"{node.IMAGE_SIZE}"
+        )
     images = torch.zeros(2, input_shape.channels, node.IMAGE_SIZE, node.IMAGE_SIZE)
     network, report = isometrize(backbone, images, cfg.MODEL.ISONET.SIGNAL)
     logging.getLogger(__name__).info("isometrized %s: %s", node.BACKBONE, report)

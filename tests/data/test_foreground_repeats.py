@@ -54,3 +54,6 @@ def test_only_slices_have_a_foreground(cfg):
     cfg.DATASETS.FOREGROUND_REPEATS = 2
     with pytest.raises(ValueError, match="and 1 for repeated_train if that is no set of slices"):
         foreground_repeats(cfg, None)
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    with pytest.raises(ValueError, match=r"needs DATALOADER\.SAMPLER_TRAIN TrainingSampler, got RepeatF"):
+        foreground_repeats(cfg, [])

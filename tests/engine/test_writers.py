@@ -32,7 +32,7 @@ class FakeWandb:
         assert resume == "allow"
         run.define_metric = lambda name, step_metric: setattr(run, "axis", (name, step_metric))
         run.log = run.logged.append
-        run.finish = lambda: setattr(run, "ended", True)
+        run.finish = lambda exit_code: setattr(run, "ended", "FAILED" if exit_code else "FINISHED")
         self.runs.append(run)
         return run
 
@@ -55,8 +55,8 @@ class FakeMLflow:
     def log_metrics(self, metrics, step=None):
         self.runs[-1].logged.append({"iteration": step, **metrics})
 
-    def end_run(self):
-        self.runs[-1].ended = True
+    def end_run(self, status):
+        self.runs[-1].ended = status
 
 
 @pytest.fixture(params=["wandb", "mlflow"])
@@ -92,7 +92,7 @@ def test_it_gets_what_metrics_json_gets(tmp_path, package):
     assert wanted[25, "bbox/AP"] == pytest.approx(100) and (0, "ortho/total") in wanted
     assert written(run.logged) == wanted
     assert sum(len(line.keys() - {"eta_seconds"}) for line in run.logged) == len(wanted)  # nothing twice
-    assert run.config["SOLVER"]["MAX_ITER"] == 25 and run.ended
+    assert run.config["SOLVER"]["MAX_ITER"] == 25 and run.ended == "FINISHED"
     if name == "wandb":
         assert run.axis == ("*", "iteration")
     assert (tmp_path / f"{name}_run").read_text() == "run0"
@@ -105,6 +105,14 @@ def test_a_training_that_goes_on_goes_on_in_its_run(tmp_path, package):
     train(tmp_path, name, "SOLVER.MAX_ITER", 4)  # anew: the old checkpoints are set aside
     assert [run.id for run in fake.runs] == ["run0", "run0", "run2"]
     assert min(line["iteration"] for line in fake.runs[1].logged) >= 2
+
+
+def test_a_training_that_fails_fails_in_its_run(tmp_path, package):
+    name, fake = package
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train(tmp_path, name, "SOLVER.BASE_LR", 1e30)
+    train(tmp_path, name, "SOLVER.MAX_ITER", 1)
+    assert [run.ended for run in fake.runs] == ["FAILED", "FINISHED"]
 
 
 def test_a_tracker_that_fails_stops_no_training(tmp_path, package, log):

@@ -150,6 +150,14 @@ def test_a_backbone_isometrized_by_its_name():
         cfg.MODEL.ISOMETRIZED.BACKBONE = name
         with pytest.raises(ValueError, match=f"another registered backbone, got '{name}'"):
             build(cfg, "build_isometrized_backbone")
+    cfg = make_cfg(SIGNAL="scaled")
+    cfg.MODEL.ISOMETRIZED.BACKBONE = "build_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res4", "res5"]
+    for size in (0, 16, 225):
+        cfg.MODEL.ISOMETRIZED.IMAGE_SIZE = size
+        message = rf"IMAGE_SIZE must be a positive multiple of 32 for build_resnet_fpn_backbone, got {size}$"
+        with pytest.raises(ValueError, match=message):
+            build(cfg, "build_isometrized_backbone")
 
 
 def detector(norm="BN"):
