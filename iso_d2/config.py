@@ -123,6 +123,9 @@ def _iso_config():
     cfg.MODEL.UNET.DEEP_SUPERVISION = False
     # eps in numerator and denominator of Dice and IoU: without it an empty mask has no gradient
     cfg.MODEL.UNET.DICE_SMOOTH = 1.0
+    # Dice and IoU loss of each "image" (the report), or of the images of a "batch" together, which does not
+    # reward predicting nothing where few images have a foreground
+    cfg.MODEL.UNET.DICE_OVER = "image"
     # Standardise channels by mean and std of each "image", or by PIXEL_MEAN and PIXEL_STD ("dataset")
     cfg.MODEL.UNET.STANDARDIZE = "image"
 

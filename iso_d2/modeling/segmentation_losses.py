@@ -2,16 +2,20 @@
 
 As in the report, Dice and IoU are computed for each image and then averaged. What differs: `smooth`, called
 eps below. Without it the Dice loss of an image without foreground is 1 for any prediction, so that nothing is
-learned from it, or 0 / 0.
+learned from it, or 0 / 0. With it, predicting nothing is a good answer to most images of a set in which few
+have a foreground, and a network can stay with it for long. Over all images of a batch together it is not.
 
-Source: report, section 5.1.
+Source: report, section 5.1; over a batch: Isensee et al., nnU-Net, Nature Methods 18, 2021 ("batch dice").
 """
 
 import torch
 import torch.nn.functional as F
+from detectron2.utils import comm
+from fvcore.nn.distributed import differentiable_all_reduce
 
 IGNORE_LABEL = 255
 LOSSES = ("dice", "iou", "bce", "dice_bce", "cross_entropy")
+OVER = ("image", "batch")
 
 
 def check_loss(loss, num_classes):
@@ -30,7 +34,7 @@ def check_loss(loss, num_classes):
         )
 
 
-def segmentation_losses(logits, labels, loss, smooth=1.0):
+def segmentation_losses(logits, labels, loss, smooth=1.0, over="image"):
     """The loss of a batch of images, by name. Computed in float32 at least, under autocast, too.
 
     Args:
@@ -38,7 +42,7 @@ def segmentation_losses(logits, labels, loss, smooth=1.0):
             over the labels 0 to K - 1, of which 0 is the background.
         labels (Tensor): (N, H, W), integers. With K > 1 pixels of 255 do not count.
         loss (str): "dice" or "iou": of the foreground classes; "bce"; "dice_bce": both; "cross_entropy".
-        smooth (float): eps of `dice_loss` and `iou_loss`.
+        smooth, over: eps and pixels of `dice_loss` and `iou_loss`.
 
     Returns:
         dict[str, Tensor]: each without dimensions; "loss_dice" and so on, for "dice_bce" two of them.
@@ -53,9 +57,9 @@ def segmentation_losses(logits, labels, loss, smooth=1.0):
     losses = {}
     targets = _foreground_targets(logits, labels)
     if loss in ("dice", "dice_bce"):
-        losses["loss_dice"] = dice_loss(_foreground_probabilities(logits, labels), targets, smooth)
+        losses["loss_dice"] = dice_loss(_foreground_probabilities(logits, labels), targets, smooth, over)
     if loss == "iou":
-        losses["loss_iou"] = iou_loss(_foreground_probabilities(logits, labels), targets, smooth)
+        losses["loss_iou"] = iou_loss(_foreground_probabilities(logits, labels), targets, smooth, over)
     if loss in ("bce", "dice_bce"):
         losses["loss_bce"] = F.binary_cross_entropy_with_logits(logits, targets)
     return losses
@@ -67,36 +71,44 @@ def class_probabilities(logits):
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
-def dice_loss(probabilities, targets, smooth=1.0):
-    """1 - (2 sum P Q + eps) / (sum P^2 + sum Q^2 + eps), the sums over the pixels of one class in one image.
+def dice_loss(probabilities, targets, smooth=1.0, over="image"):
+    """1 - (2 sum P Q + eps) / (sum P^2 + sum Q^2 + eps), the sums over the pixels of one class.
 
     Args:
         probabilities (Tensor): P, (N, K, H, W).
         targets (Tensor): Q, the same shape and dtype.
         smooth (float): eps.
+        over (str): "image": the sums are those of each image. "batch": of all images together; several
+            processes add up theirs.
 
     Returns:
-        Tensor: without dimensions, the mean over images and classes.
+        Tensor: without dimensions, the mean over classes and, over "image", images.
 
-    Source: report, section 5.1, with eps.
+    Source: report, section 5.1, with eps; "batch": nnU-Net.
     """
-    pixels = (-2, -1)
-    both = (probabilities * targets).sum(pixels)
-    either = (probabilities.square() + targets.square()).sum(pixels)
+    both = _sums(probabilities * targets, over)
+    either = _sums(probabilities.square() + targets.square(), over)
     return (1 - (2 * both + smooth) / (either + smooth)).mean()
 
 
-def iou_loss(probabilities, targets, smooth=1.0):
-    """1 - (sum P Q + eps) / (sum (P + Q - P Q) + eps), the sums over the pixels of one class in one image.
+def iou_loss(probabilities, targets, smooth=1.0, over="image"):
+    """1 - (sum P Q + eps) / (sum (P + Q - P Q) + eps), the sums over the pixels of one class.
 
     Args and Returns: as for `dice_loss`.
 
     Source: report, section 5.1, with eps.
     """
-    pixels = (-2, -1)
     product = probabilities * targets
-    union = (probabilities + targets - product).sum(pixels)
-    return (1 - (product.sum(pixels) + smooth) / (union + smooth)).mean()
+    union = _sums(probabilities + targets - product, over)
+    return (1 - (_sums(product, over) + smooth) / (union + smooth)).mean()
+
+
+def _sums(values, over):
+    """(N, K, H, W) -> (N, K), the sums of each image, or (K,), those of the batches of all processes."""
+    if over == "image":
+        return values.sum((-2, -1))
+    sums = values.sum((0, -2, -1))
+    return differentiable_all_reduce(sums) if comm.get_world_size() > 1 else sums
 
 
 def _cross_entropy(logits, labels):

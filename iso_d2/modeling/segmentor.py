@@ -12,7 +12,7 @@ from torch import nn
 
 from ..placement import resize_bilinear
 from .batched_inputs import as_batch, check_label_range
-from .segmentation_losses import IGNORE_LABEL, check_loss, class_probabilities, segmentation_losses
+from .segmentation_losses import IGNORE_LABEL, OVER, check_loss, class_probabilities, segmentation_losses
 from .unet import UNet
 
 MIRROR_AXES = {"height": -2, "width": -1}
@@ -29,6 +29,8 @@ class UNetSegmentor(nn.Module):
         unet (UNet): the network.
         loss (str): as in :func:`~iso_d2.modeling.segmentation_losses.segmentation_losses`.
         dice_smooth (float): eps of the Dice and IoU losses.
+        dice_over (str): these losses of each "image", or of all images of a "batch" together, see
+            :func:`~iso_d2.modeling.segmentation_losses.dice_loss`.
         standardize (str): "image": each channel of each image minus its mean, by its standard deviation, the
             latter at least 1 grey level (as the report does); "dataset": by `pixel_mean` and `pixel_std`.
         pixel_mean (sequence of float): one a channel, for "dataset".
@@ -50,6 +52,7 @@ class UNetSegmentor(nn.Module):
         unet,
         loss="dice",
         dice_smooth=1.0,
+        dice_over="image",
         standardize="image",
         pixel_mean=(123.675, 116.28, 103.53),
         pixel_std=(58.395, 57.12, 57.375),
@@ -57,6 +60,8 @@ class UNetSegmentor(nn.Module):
     ):
         super().__init__()
         check_loss(loss, unet.num_classes)
+        if dice_over not in OVER:
+            raise ValueError(f"MODEL.UNET.DICE_OVER must be one of {', '.join(OVER)}, got {dice_over!r}")
         if standardize not in ("image", "dataset"):
             raise ValueError(f"MODEL.UNET.STANDARDIZE must be 'image' or 'dataset', got {standardize!r}")
         if standardize == "dataset" and not len(pixel_mean) == len(pixel_std) == unet.in_channels:
@@ -71,6 +76,7 @@ class UNetSegmentor(nn.Module):
         self.unet = unet
         self.loss = loss
         self.dice_smooth = dice_smooth
+        self.dice_over = dice_over
         self.standardize = standardize
         dims = [MIRROR_AXES[axis] for axis in mirror_axes]
         self.mirrorings = [m for n in range(1, len(dims) + 1) for m in combinations(dims, n)]
@@ -80,7 +86,7 @@ class UNetSegmentor(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         options = {key.lower(): value for key, value in cfg.MODEL.UNET.items()}
-        own = {key: options.pop(key) for key in ("loss", "dice_smooth", "standardize")}
+        own = {key: options.pop(key) for key in ("loss", "dice_smooth", "dice_over", "standardize")}
         own |= {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
         own["mirror_axes"] = cfg.TEST.MIRROR_AXES
         return {"unet": UNet(**options), **own}
@@ -117,7 +123,8 @@ class UNetSegmentor(nn.Module):
             levels = logits if isinstance(logits, list) else [logits]  # deep supervision: the finest first
             total, losses = sum(0.5**i for i in range(len(levels))), {}
             for i, level in enumerate(levels):
-                for name, loss in segmentation_losses(level, labels, self.loss, self.dice_smooth).items():
+                of_level = segmentation_losses(level, labels, self.loss, self.dice_smooth, self.dice_over)
+                for name, loss in of_level.items():
                     losses[name] = losses.get(name, 0) + 0.5**i / total * loss
             return losses
         return _infer(self.probabilities, batched_inputs)

@@ -16,6 +16,10 @@ SHORT = (
     "SOLVER.MAX_ITER 3 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0 SEED 5 MODEL.DEVICE cpu "
     "DATASETS.TEST () ISO.ORTHO.PERIOD 1 ISO.ORTHO.MODE exact ISO.ORTHO.COEFF 0.01"
 )
+UNET = (
+    "MODEL.UNET.DEPTH 2 MODEL.UNET.BASE_CHANNELS 4 "
+    "INPUT.ALBUMENTATIONS.TRAIN [['HorizontalFlip',{'p':0.5}]] ISO.ORTHO.PERIOD 2 ISO.ORTHO.COEFF 1.0"
+)
 # name -> config, KEY VALUE
 TRAININGS = {
     # in memory, cut and mirrored
@@ -26,11 +30,9 @@ TRAININGS = {
     # each process takes a step in two parts
     "parts": ("risonet20_shapes_cls.yaml", "MODEL.ISONET.DEPTH 8 MODEL.CLASSIFIER.DROPOUT 0.0"),
     # by dataset dicts
-    "unet": (
-        "isounet_phantom.yaml",
-        "MODEL.UNET.DEPTH 2 MODEL.UNET.BASE_CHANNELS 4 "
-        "INPUT.ALBUMENTATIONS.TRAIN [['HorizontalFlip',{'p':0.5}]] ISO.ORTHO.PERIOD 2 ISO.ORTHO.COEFF 1.0",
-    ),
+    "unet": ("isounet_phantom.yaml", UNET),
+    # its loss is of all images of a step
+    "batch_dice": ("isounet_phantom.yaml", f"{UNET} MODEL.UNET.LOSS dice_bce MODEL.UNET.DICE_OVER batch"),
     # Detectron2 draws the regions at random: here it takes all, of every image as many
     "detector": (
         "risonet18_frcnn_shapes.yaml",

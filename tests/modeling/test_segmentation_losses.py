@@ -16,6 +16,11 @@ def sample(num_classes=1, ignore=False, dtype=torch.float64):
     return logits, labels
 
 
+def of_batch(formula, p, q):
+    """The mean of a formula over all classes, each of which has the pixels of all images."""
+    return np.mean([formula(p[:, k].ravel(), q[:, k].ravel()) for k in range(p.shape[1])])
+
+
 def per_instance(formula, p, q):
     """The mean of a formula over all images and classes, in plain numpy."""
     return np.mean([formula(p[at].ravel(), q[at].ravel()) for at in np.ndindex(p.shape[:2])])
@@ -42,11 +47,12 @@ def foreground(logits, labels):
 @pytest.mark.parametrize("smooth", [1.0, 0.1])
 @pytest.mark.parametrize("num_classes, ignore", [(1, False), (2, True), (4, True)])
 @pytest.mark.parametrize("name, formula", [("dice", dice), ("iou", iou)])
-def test_dice_and_iou(name, formula, num_classes, ignore, smooth):
+@pytest.mark.parametrize("over, mean", [("image", per_instance), ("batch", of_batch)])
+def test_dice_and_iou(name, formula, over, mean, num_classes, ignore, smooth):
     logits, labels = sample(num_classes, ignore)
-    losses = segmentation_losses(logits, labels, name, smooth)
+    losses = segmentation_losses(logits, labels, name, smooth, over)
     assert list(losses) == [f"loss_{name}"]
-    expected = per_instance(formula(smooth), *foreground(logits, labels))
+    expected = mean(formula(smooth), *foreground(logits, labels))
     assert losses[f"loss_{name}"].item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -59,6 +65,16 @@ def test_literal_dice_of_an_empty_mask_teaches_nothing_and_the_smoothed_one_does
         p = 1 / (1 + np.exp(-0.5))
         assert loss.item() == pytest.approx(1 - smooth / (9 * p * p + smooth), rel=1e-6)
         assert bool((logits.grad > 0).all()) is teaches
+
+
+def test_over_a_batch_predicting_nothing_is_no_answer():
+    # three of four images have no foreground: over each image their loss of 0 is a good mean
+    labels = torch.zeros(4, 6, 6, dtype=torch.uint8)
+    labels[3, 2:4, 2:4] = 1
+    nothing = torch.full((4, 1, 6, 6), -50.0)
+    for over, expected in (("image", (1 - 1 / 5) / 4), ("batch", 1 - 1 / 5)):
+        loss = segmentation_losses(nothing, labels, "dice", over=over)["loss_dice"].item()
+        assert loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_perfect_predictions_have_no_loss():
@@ -101,11 +117,12 @@ def test_batch_of_ignored_pixels_is_finite(name):
 @pytest.mark.parametrize(
     "name, num_classes", [("dice", 1), ("dice", 3), ("iou", 1), ("iou", 3), ("bce", 1), ("cross_entropy", 3)]
 )
-def test_gradient(name, num_classes):
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_gradient(name, num_classes, over):
     logits, labels = sample(num_classes, ignore=num_classes > 1)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: tuple(segmentation_losses(z, labels, name).values()), logits, fast_mode=True
+        lambda z: tuple(segmentation_losses(z, labels, name, 1.0, over).values()), logits, fast_mode=True
     )
 
 

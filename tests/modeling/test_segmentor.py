@@ -177,6 +177,7 @@ def test_inputs_that_do_not_fit():
 @pytest.mark.parametrize(
     "args, message",
     [
+        ({"dice_over": "images"}, "DICE_OVER must be one of image, batch, got 'images'"),
         ({"standardize": "batch"}, "STANDARDIZE must be 'image' or 'dataset', got 'batch'"),
         ({"standardize": "dataset", "pixel_mean": [1.0]}, "a value for each of the 1 channels"),
         ({"loss": "cross_entropy"}, "NUM_CLASSES to 2 or more"),
@@ -197,16 +198,21 @@ def config(*opts):
 
 def test_every_key_arrives():
     model = build_model(config())
-    assert (model.loss, model.dice_smooth, model.standardize) == ("dice", 1.0, "image")
+    assert (model.loss, model.dice_smooth, model.dice_over, model.standardize) == (
+        "dice",
+        1.0,
+        "image",
+        "image",
+    )
     assert model.unet.ups[0].kernel_size == (2, 2)
     assert model.unet.encoder[0].act1.threshold.tolist() == [-1.0] * 4
     assert not model.unet.encoder[0].act1.threshold.requires_grad
     assert not (model.unet.ups[0].weight == 1).any()
 
     options = dict(INIT="delta", IN_CHANNELS=2, NUM_CLASSES=3, UP_KERNEL=6, SRELU_INIT=-2.0)
-    options.update(SRELU_LEARNABLE=True, LOSS="iou", DICE_SMOOTH=0.5)
+    options.update(SRELU_LEARNABLE=True, LOSS="iou", DICE_SMOOTH=0.5, DICE_OVER="batch")
     model = build_model(config(*[x for key, value in options.items() for x in (f"MODEL.UNET.{key}", value)]))
-    assert (model.loss, model.dice_smooth) == ("iou", 0.5)
+    assert (model.loss, model.dice_smooth, model.dice_over) == ("iou", 0.5, "batch")
     assert (model.unet.in_channels, model.unet.num_classes, len(model.unet.encoder)) == (2, 3, 3)
     assert model.unet.ups[0].weight.sum() == 8  # a delta of 8 outputs
     assert model.unet.ups[0].kernel_size == (6, 6)
