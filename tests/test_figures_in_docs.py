@@ -48,6 +48,8 @@ TEN_EPOCHS, ISONET_FIRST, ISONET_SECOND = CONDITIONING["ten_epochs_left_behind"]
 SHAPES = load("signal_shapes.json")
 SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"]["runs"]
 RATES = load("signal_rates.json")["runs"]
+FOLD_RATES = [run["evaluations"][0][1] for run in RATES if run["data"] == "lgg_augmented"]
+DICE_OVER = [run["volume_dice"] for run in load("dice_over_batch.json")["runs"]]
 ISOMETRIZED = [run["evaluations"][-1]["top1"] for run in load("isometrized_cifar10.json")["runs"]]
 
 RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
@@ -122,8 +124,14 @@ FIGURES = {
         ("a narrow ISO-UNet then has a volume Dice of # ± # % (n = #)", VOLUME_DICE["iso"]),
         ("with the paper's signal it has # % (n = 1)", [VOLUME_DICE["paper"]]),
         ("UNet with batch norm # ± # % (n = #)", VOLUME_DICE["bn"]),
+        (
+            "was # instead of # %, that of UNet with batch norm # instead of # %",
+            [DICE_OVER[i] for i in (1, 0, 3, 2)],
+        ),
     ],
     "docs/signal.md": [
+        ("gave ISO-UNet #, # and # % after", FOLD_RATES[:3]),
+        ("gave UNet #, # and # %.", FOLD_RATES[3:]),
         *(
             (f"| {name} | # ± # (n = #) | # ± # (n = #) | # ± # (n = #) |", by_batch(key))
             for name, key in SCENES.items()
