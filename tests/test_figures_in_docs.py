@@ -49,7 +49,10 @@ SHAPES = load("signal_shapes.json")
 SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"]["runs"]
 RATES = load("signal_rates.json")["runs"]
 FOLD_RATES = [run["evaluations"][0][1] for run in RATES if run["data"] == "lgg_augmented"]
-DICE_OVER = [run["volume_dice"] for run in load("dice_over_batch.json")["runs"]]
+DICE_OVER = [
+    [run[name] for name in ("volume_dice", "detection_rate", "false_alarm_rate")]
+    for run in load("dice_over_batch.json")["runs"]
+]
 ISOMETRIZED = [run["evaluations"][-1]["top1"] for run in load("isometrized_cifar10.json")["runs"]]
 
 RISONET = over_seeds("signal-cifar-risonet", "cifar10_test", "top1")
@@ -124,14 +127,15 @@ FIGURES = {
         ("a narrow ISO-UNet then has a volume Dice of # ± # % (n = #)", VOLUME_DICE["iso"]),
         ("with the paper's signal it has # % (n = 1)", [VOLUME_DICE["paper"]]),
         ("UNet with batch norm # ± # % (n = #)", VOLUME_DICE["bn"]),
-        (
-            "was # instead of # %, that of UNet with batch norm # instead of # %",
-            [DICE_OVER[i] for i in (1, 0, 3, 2)],
-        ),
+        ("ISO-UNet, scaled | image | # | # | # |", DICE_OVER[0]),
+        ("ISO-UNet, scaled | batch | # | # | # |", DICE_OVER[1]),
+        ("UNet, batch norm | image | # | # | # |", DICE_OVER[2]),
+        ("UNet, batch norm | batch | # | # | # |", DICE_OVER[3]),
+        ("`DATASETS.FOREGROUND_REPEATS 3` | # | # | # |", DICE_OVER[4]),
     ],
     "docs/signal.md": [
-        ("gave ISO-UNet #, # and # % after", FOLD_RATES[:3]),
-        ("gave UNet #, # and # %.", FOLD_RATES[3:]),
+        ("a volume Dice of #, # and # %; at", FOLD_RATES[:3]),
+        ("UNet with batch norm had #, # and # % (n = 1 each)", FOLD_RATES[3:]),
         *(
             (f"| {name} | # ± # (n = #) | # ± # (n = #) | # ± # (n = #) |", by_batch(key))
             for name, key in SCENES.items()

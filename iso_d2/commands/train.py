@@ -9,12 +9,14 @@ processes instead (torchrun --nproc-per-node N -m iso_d2.commands train ...); --
 import contextlib
 import datetime
 import json
+import sys
 from pathlib import Path
 
 import torch
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from ..engine import Trainer
 from ..engine.setup import find_config, join_processes, setup
@@ -46,7 +48,12 @@ def start(run, argument, num_gpus, num_machines=1, machine_rank=0, dist_url="aut
         return
     if num_gpus > 1 and not torch.cuda.is_available():
         print(f"No CUDA device here: running {num_gpus} processes on the CPU")
-    launch(run, num_gpus, num_machines, machine_rank, dist_url, args=(argument,))
+    try:
+        launch(run, num_gpus, num_machines, machine_rank, dist_url, args=(argument,))
+    except ProcessExitedException as error:
+        if error.signal_name:
+            raise
+        sys.exit(error.exit_code)  # the process has said why
 
 
 def train(args):

@@ -40,10 +40,11 @@ class RunWriter(EventWriter):
                 f"ISO.WRITERS {self.package!r} needs one more package ({error}): pip install "
                 f"iso_d2[{self.package}]"
             ) from error
-        self._cfg, self._run, self._last_write = cfg, None, -1
+        self._cfg, self._run, self._last_write, self._known_error = cfg, None, -1, None
 
     def start(self, goes_on=False):
         """Begin a run or, if the training goes on from a checkpoint, go on with its run."""
+        self._known_error = sys.exc_info()[1]  # of a training that someone's `except` begins
         file = Path(self._cfg.OUTPUT_DIR, f"{self.package}_run")
         known = file.read_text(encoding="utf-8") if goes_on and file.is_file() else None
         self._run, run_id = self._start(known)
@@ -66,8 +67,9 @@ class RunWriter(EventWriter):
 
     def close(self):
         if self._run is not None:
-            # a training closes its writers on the way out of an error, too
-            self._end(failed=sys.exc_info()[0] is not None)
+            # on the way out of an error, too; what ends early stopping or comes of a signal is no Exception
+            error = sys.exc_info()[1]
+            self._end(failed=isinstance(error, Exception) and error is not self._known_error)
 
 
 class WandbWriter(RunWriter):

@@ -179,8 +179,8 @@ def build_isometrized_backbone(cfg, input_shape: ShapeSpec):
         IsometrizedBackbone
 
     Raises:
-        ValueError: no such builder; images that its strides do not divide; as of
-            :func:`iso_d2.isometry.isometrize`.
+        ValueError: no such builder; images of a size that is no multiple of its ``size_divisibility``, such
+            as 32 of an FPN; as of :func:`iso_d2.isometry.isometrize`.
     """
     cfg = with_iso_config(cfg)
     node = cfg.MODEL.ISOMETRIZED

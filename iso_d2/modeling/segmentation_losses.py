@@ -3,7 +3,8 @@
 As in the report, Dice and IoU are computed for each image and then averaged. What differs: `smooth`, called
 eps below. Without it the Dice loss of an image without foreground is 1 for any prediction, so that nothing is
 learned from it, or 0 / 0. With it, predicting nothing is a good answer to most images of a set in which few
-have a foreground, and a network can stay with it for long. Over all images of a batch together it is not.
+have a foreground, and a network can stay with it for long. With the sums over a whole batch it costs as soon
+as one image of the batch has a foreground.
 
 Source: report, section 5.1; over a batch: Isensee et al., nnU-Net, Nature Methods 18, 2021 ("batch dice").
 """
@@ -18,8 +19,10 @@ LOSSES = ("dice", "iou", "bce", "dice_bce", "cross_entropy")
 OVER = ("image", "batch")
 
 
-def check_loss(loss, num_classes):
+def check_loss(loss, num_classes, over="image"):
     """Raise ValueError unless `segmentation_losses` has that loss for this number of classes."""
+    if over not in OVER:
+        raise ValueError(f"MODEL.UNET.DICE_OVER must be one of {', '.join(OVER)}, got {over!r}")
     if loss not in LOSSES:
         raise ValueError(f"MODEL.UNET.LOSS must be one of {', '.join(LOSSES)}, got {loss!r}")
     if num_classes > 1 and loss in ("bce", "dice_bce"):
@@ -50,7 +53,7 @@ def segmentation_losses(logits, labels, loss, smooth=1.0, over="image"):
     Raises:
         ValueError: as `check_loss`.
     """
-    check_loss(loss, logits.shape[1])
+    check_loss(loss, logits.shape[1], over)
     logits = _at_least_float32(logits)
     if loss == "cross_entropy":
         return {"loss_cross_entropy": _cross_entropy(logits, labels)}

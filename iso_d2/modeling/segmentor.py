@@ -12,7 +12,7 @@ from torch import nn
 
 from ..placement import resize_bilinear
 from .batched_inputs import as_batch, check_label_range
-from .segmentation_losses import IGNORE_LABEL, OVER, check_loss, class_probabilities, segmentation_losses
+from .segmentation_losses import IGNORE_LABEL, check_loss, class_probabilities, segmentation_losses
 from .unet import UNet
 
 MIRROR_AXES = {"height": -2, "width": -1}
@@ -59,9 +59,7 @@ class UNetSegmentor(nn.Module):
         mirror_axes=(),
     ):
         super().__init__()
-        check_loss(loss, unet.num_classes)
-        if dice_over not in OVER:
-            raise ValueError(f"MODEL.UNET.DICE_OVER must be one of {', '.join(OVER)}, got {dice_over!r}")
+        check_loss(loss, unet.num_classes, dice_over)
         if standardize not in ("image", "dataset"):
             raise ValueError(f"MODEL.UNET.STANDARDIZE must be 'image' or 'dataset', got {standardize!r}")
         if standardize == "dataset" and not len(pixel_mean) == len(pixel_std) == unet.in_channels:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from detectron2.engine import HookBase
 from engine_toys import toy_config
 
 from iso_d2.engine import Trainer
+from iso_d2.engine.checkpoint_hooks import TrainingStopped
 
 OPTS = "SEED", 1, "SOLVER.MAX_ITER", 25, "SOLVER.CHECKPOINT_PERIOD", 22, "ISO.ORTHO.COEFF", 0.01
 
@@ -66,6 +68,11 @@ def package(request, monkeypatch):
     return request.param, fake
 
 
+class Stops(HookBase):
+    def after_step(self):
+        raise TrainingStopped("early")
+
+
 def train(folder, name, *opts, resume=False):
     trainer = Trainer(toy_config(folder, *OPTS, "ISO.WRITERS", [name], *opts))
     trainer.resume_or_load(resume=resume)
@@ -111,8 +118,15 @@ def test_a_training_that_fails_fails_in_its_run(tmp_path, package):
     name, fake = package
     with pytest.raises(FloatingPointError, match="diverged"):
         train(tmp_path, name, "SOLVER.BASE_LR", 1e30)
-    train(tmp_path, name, "SOLVER.MAX_ITER", 1)
-    assert [run.ended for run in fake.runs] == ["FAILED", "FINISHED"]
+    trainer = Trainer(toy_config(tmp_path, *OPTS, "ISO.WRITERS", [name]))
+    trainer.register_hooks([Stops()])
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    try:
+        raise ValueError("what came before")
+    except ValueError:
+        train(tmp_path, name, "SOLVER.MAX_ITER", 1)
+    assert [run.ended for run in fake.runs] == ["FAILED", "FINISHED", "FINISHED"]
 
 
 def test_a_tracker_that_fails_stops_no_training(tmp_path, package, log):

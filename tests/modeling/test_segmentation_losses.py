@@ -77,6 +77,11 @@ def test_over_a_batch_predicting_nothing_is_no_answer():
         assert loss == pytest.approx(expected, rel=1e-6)
 
 
+def test_over_what_is_checked():
+    with pytest.raises(ValueError, match=r"DICE_OVER must be one of image, batch, got 'images'"):
+        segmentation_losses(*sample(), "dice", 1.0, "images")
+
+
 def test_perfect_predictions_have_no_loss():
     labels = torch.zeros(2, 4, 4, dtype=torch.uint8)
     labels[1, 1:3, 1:3] = 1

@@ -4,6 +4,7 @@ import engine_toys
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
+from torch.multiprocessing import ProcessExitedException
 
 
 @pytest.fixture
@@ -81,3 +82,14 @@ def test_processes_on_the_cpu_are_announced(train_net, cuda, said, monkeypatch, 
     train_net.main()
     assert launched == [(train_net.train, 2, 1, 0, "auto")]
     assert ("running 2 processes on the CPU" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("signal_name, ends", [(None, SystemExit), ("SIGKILL", ProcessExitedException)])
+def test_a_process_that_has_said_why_it_ends_needs_no_traceback(train_net, signal_name, ends, monkeypatch):
+    def launch(*_, **__):
+        raise ProcessExitedException("process 1 ...", 1, 4711, exit_code=3, signal_name=signal_name)
+
+    monkeypatch.setattr(train_net, "launch", launch)
+    with pytest.raises(ends) as raised:
+        train_net.main(["--num-gpus", "2"])
+    assert getattr(raised.value, "code", None) == (3 if ends is SystemExit else None)
