@@ -49,9 +49,9 @@ SHAPES = load("signal_shapes.json")
 SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"]["runs"]
 RATES = load("signal_rates.json")["runs"]
 FOLD_RATES = [run["evaluations"][0][1] for run in RATES if run["data"] == "lgg_augmented"]
+DICE_OVER, PROBABILITY = (load("lgg_choices.json")[what]["runs"] for what in ("dice_over", "probability"))
 DICE_OVER = [
-    [run[name] for name in ("volume_dice", "detection_rate", "false_alarm_rate")]
-    for run in load("dice_over_batch.json")["runs"]
+    [run[name] for name in ("volume_dice", "detection_rate", "false_alarm_rate")] for run in DICE_OVER
 ]
 ISOMETRIZED = [run["evaluations"][-1]["top1"] for run in load("isometrized_cifar10.json")["runs"]]
 
@@ -131,6 +131,7 @@ FIGURES = {
         ("ISO-UNet, scaled | batch | # | # | # |", DICE_OVER[1]),
         ("UNet, batch norm | image | # | # | # |", DICE_OVER[2]),
         ("UNet, batch norm | batch | # | # | # |", DICE_OVER[3]),
+        *((f"| {run['probability']} | # | # | # | # |", list(run.values())[1:]) for run in PROBABILITY),
         ("`DATASETS.FOREGROUND_REPEATS 3` | # | # | # |", DICE_OVER[4]),
     ],
     "docs/signal.md": [
