@@ -191,7 +191,7 @@ def verdict_table(records, short=False):
             "the report": claim.report or "not in the report",
             "ours": claim.metric.unit.format(ours) if measured else "-",
             "scale": verdict.scale,
-            "n": f"{verdict.n} {verdict.basis}".strip() or "-",
+            "n": f"{verdict.n} {'seed, ' if verdict.basis == IMAGES else ''}{verdict.basis}".strip() or "-",
             "difference": " to ".join(f"{value:+.{digits}f}" for value in verdict.interval) or "-",
             "verdict": str(verdict),
         }

@@ -200,6 +200,20 @@ def test_detectors_with_one_seed_are_compared_on_draws_of_the_images():
     )
 
 
+def test_the_table_says_that_draws_are_of_one_seed():
+    large = "coco_pbc_chips_test_large"
+    records = [
+        toy_record(
+            f"coco-chips-{net}", "cpu", final={large: {"AP50": ap}}, resampled={large: {"AP50": [ap, ap]}}
+        )
+        for net, ap in (("risonet", 30.0), ("resnet-bn", 20.0))
+    ]
+    row = next(
+        line for line in verdict_table(toy_records(*records)).splitlines() if "30.0 against 20.0" in line
+    )
+    assert "| 1 seed, test images |" in row and "+10.0 to +10.0" in row
+
+
 def test_a_claim_can_be_about_a_published_figure():
     folds = five_folds("mri-folds-isounet", 86.0, 88.0, 90.0, 88.0, 88.0)
     found = judge(out_of_fold(against=80.0), toy_records(*folds))
