@@ -11,7 +11,6 @@ Source: report, section 5.1; over a batch: Isensee et al., nnU-Net, Nature Metho
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 
 IGNORE_LABEL = 255
@@ -108,10 +107,7 @@ def iou_loss(probabilities, targets, smooth=1.0, over="image"):
 
 def _sums(values, over):
     """(N, K, H, W) -> (N, K), the sums of each image, or (K,), those of the batches of all processes."""
-    if over == "image":
-        return values.sum((-2, -1))
-    sums = values.sum((0, -2, -1))
-    return differentiable_all_reduce(sums) if comm.get_world_size() > 1 else sums
+    return values.sum((-2, -1)) if over == "image" else differentiable_all_reduce(values.sum((0, -2, -1)))
 
 
 def _cross_entropy(logits, labels):
