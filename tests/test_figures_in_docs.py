@@ -50,6 +50,7 @@ SHAPES_BEFORE, SHAPES_NOW = SHAPES["runs"], SHAPES["with_whitening_and_centring"
 RATES = load("signal_rates.json")["runs"]
 FOLD_RATES = [run["evaluations"][0][1] for run in RATES if run["data"] == "lgg_augmented"]
 DICE_OVER, PROBABILITY = (load("lgg_choices.json")[what]["runs"] for what in ("dice_over", "probability"))
+WORST_SIX = load("lgg_choices.json")["probability"]["worst_six_at_0.5"]
 DICE_OVER = [
     [run[name] for name in ("volume_dice", "detection_rate", "false_alarm_rate")] for run in DICE_OVER
 ]
@@ -132,6 +133,10 @@ FIGURES = {
         ("UNet, batch norm | image | # | # | # |", DICE_OVER[2]),
         ("UNet, batch norm | batch | # | # | # |", DICE_OVER[3]),
         *((f"| {run['probability']} | # | # | # | # |", list(run.values())[1:]) for run in PROBABILITY),
+        (
+            "found # % of the tumour of the worst six of 22 patients, and # % of",
+            [WORST_SIX["found"], WORST_SIX["right"]],
+        ),
         ("`DATASETS.FOREGROUND_REPEATS 3` | # | # | # |", DICE_OVER[4]),
     ],
     "docs/signal.md": [
